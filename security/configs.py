@@ -1,0 +1,117 @@
+"""Reads TOML and JSON texts that others wrote: bounded in size and depth, no duplicate keys, finite numbers only."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tomllib
+from collections import Counter
+from pathlib import Path
+from typing import Any, NoReturn
+
+from security.errors import RefusedConfig
+from security.policy import MAX_CONFIG_BYTES, MAX_CONFIG_DEPTH, MAX_CONFIG_DOTS_PER_LINE
+
+# The tokens of TOML in which a dot is only text: multi-line strings, strings, comments.
+_TOML_TEXT = re.compile(
+    r'"""(?:[^\\]|\\.)*?(?:"""|\Z)' r"|'''.*?(?:'''|\Z)" r'|"(?:[^"\\\n]|\\.)*"' r"|'[^'\n]*'" r"|#[^\n]*",
+    re.DOTALL,
+)
+
+
+def read_toml(source: Path | str, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
+    """Reads a TOML file (a Path) or text (a str). Raises RefusedConfig that says where the fault is."""
+    text, name = _bounded_text(source, max_bytes)
+    for number, line in enumerate(_TOML_TEXT.sub('""', text).splitlines(), start=1):
+        if line.count(".") > MAX_CONFIG_DOTS_PER_LINE:
+            raise RefusedConfig(f"{name} has over {MAX_CONFIG_DOTS_PER_LINE} dots in line {number}. Shorten that key.")
+    try:
+        values = tomllib.loads(text)
+    except RecursionError:
+        raise RefusedConfig(_too_deep(name)) from None
+    except ValueError as error:
+        raise RefusedConfig(f"{name} is not valid TOML: {error}. Correct it there.") from None
+    _check_values(values, name)
+    return values
+
+
+def read_json(source: Path | str, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
+    """Reads a JSON object from a file (a Path) or text (a str). Raises RefusedConfig that says where the fault is."""
+    text, name = _bounded_text(source, max_bytes)
+    values = parse_json(text, name)
+    _check_values(values, name)
+    return values
+
+
+def parse_json(text: str, name: str) -> dict[str, Any]:
+    """Parses a JSON object strictly: no duplicate keys, no NaN, no Infinity. Size and depth are the caller's to check.
+
+    `name` stands for the text in messages. Raises RefusedConfig.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) != len(pairs):
+            double = Counter(key for key, _ in pairs).most_common(1)[0][0]
+            raise RefusedConfig(f"{name} has the key {double[:80]!r} twice. Remove one of them.")
+        return values
+
+    def not_finite(constant: str) -> NoReturn:
+        raise RefusedConfig(f"{name} holds {constant}, which is not a number. Write a number instead.")
+
+    try:
+        values = json.loads(text, object_pairs_hook=unique, parse_constant=not_finite)
+    except RecursionError:
+        raise RefusedConfig(_too_deep(name)) from None
+    except RefusedConfig:
+        raise
+    except ValueError as error:
+        raise RefusedConfig(f"{name} is not valid JSON: {error}. Correct it there.") from None
+    if not isinstance(values, dict):
+        raise RefusedConfig(f"{name} holds a {type(values).__name__} where an object {{...}} must be.")
+    return values
+
+
+def _bounded_text(source: Path | str, max_bytes: int) -> tuple[str, str]:
+    """The text and the name that messages call it by. Raises RefusedConfig if it is too large, not UTF-8 or has NUL."""
+    if isinstance(source, str):
+        name, data = "The text", source.encode("utf-8", "surrogatepass")
+    else:
+        name = source.name
+        try:
+            with source.open("rb") as file:
+                data = file.read(max_bytes + 1)
+        except OSError as error:
+            raise RefusedConfig(f"{name} cannot be read: {error.strerror}.") from None
+    if len(data) > max_bytes:
+        raise RefusedConfig(f"{name} is larger than {max_bytes} bytes, too large for this. Is it another file?")
+    try:
+        text = data.decode("utf-8-sig")  # Windows editors put a byte order mark in front
+    except UnicodeDecodeError as error:
+        raise RefusedConfig(f"{name} is not UTF-8 text (byte {error.start}). Save it as UTF-8.") from None
+    if "\0" in text:
+        raise RefusedConfig(f"{name} holds a NUL character, so it is not text. Is it another file?")
+    return text, name
+
+
+def _check_values(values: dict[str, Any], name: str) -> None:
+    """Raises RefusedConfig for nesting beyond MAX_CONFIG_DEPTH and for infinite numbers and nan (1e999 is one)."""
+    level: list[Any] = [values]
+    for _ in range(MAX_CONFIG_DEPTH):
+        below: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                below.extend(value.values())
+            elif isinstance(value, list):
+                below.extend(value)
+            elif isinstance(value, float) and not math.isfinite(value):
+                raise RefusedConfig(f"{name} holds the number {value}. Write a finite number instead.")
+        level = below
+        if not level:
+            return
+    raise RefusedConfig(_too_deep(name))
+
+
+def _too_deep(name: str) -> str:
+    return f"{name} is nested deeper than {MAX_CONFIG_DEPTH} levels, which no configuration needs. Is it another file?"

@@ -1,0 +1,96 @@
+"""The environment the program runs in: variables that undo a protection go, those that keep libraries offline come.
+
+Standard library only, because both functions must run before gradio, huggingface_hub or diffusers is imported.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import stat
+import sys
+import tempfile
+from pathlib import Path
+from typing import BinaryIO
+
+from security.policy import DROPPED_VARIABLE_PREFIXES, DROPPED_VARIABLES, OFFLINE_VARIABLES
+
+_TEMP_PREFIX = "safelight-page-"
+_LOCK_NAME = "lock"
+_held_locks: list[BinaryIO] = []
+"""Open files whose lock shows other processes that their temporary folder is in use."""
+
+
+def offline_environment() -> None:
+    """Keeps the model libraries off the network and from running code of a model. Call it before importing any of them.
+
+    Sets policy.OFFLINE_VARIABLES, whatever they were, and removes policy.DROPPED_VARIABLES.
+    """
+    for name in DROPPED_VARIABLES:
+        os.environ.pop(name, None)
+    os.environ.update(OFFLINE_VARIABLES)
+
+
+def closed_environment(temp_parent: Path | None = None) -> Path:
+    """Prepares the page's environment; call it before gradio is imported. Returns gradio's private temporary folder.
+
+    Removes every GRADIO_ variable (each can widen what is served), goes offline as `offline_environment` does, keeps
+    loopback off any proxy, and gives gradio a folder of its own (mode 0700) inside `temp_parent` (the system's one if
+    None). The folder goes when the program ends; folders of programs that were killed are removed at the next start.
+    """
+    for name in [name for name in os.environ if name.upper().startswith(DROPPED_VARIABLE_PREFIXES)]:
+        del os.environ[name]
+    offline_environment()
+    for name in ("NO_PROXY", "no_proxy"):
+        present = [host for host in os.environ.get(name, "").split(",") if host]
+        missing = [host for host in ("127.0.0.1", "localhost", "::1") if host not in present]
+        os.environ[name] = ",".join(present + missing)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    parent = Path(tempfile.gettempdir()) if temp_parent is None else temp_parent
+    parent.mkdir(parents=True, exist_ok=True)
+    _sweep_stale(parent)
+    folder = Path(tempfile.mkdtemp(prefix=_TEMP_PREFIX, dir=parent)).resolve()
+    lock = (folder / _LOCK_NAME).open("wb")
+    _lock_file(lock)
+    _held_locks.append(lock)
+    atexit.register(_remove_own, folder, lock)
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    return folder
+
+
+def _lock_file(file: BinaryIO) -> bool:
+    """Takes the lock of an open file without waiting; False if another process holds it. It ends with the process."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _sweep_stale(parent: Path) -> None:
+    """Removes temporary folders of ours whose program is gone. Only real folders that belong to this user."""
+    for folder in parent.glob(_TEMP_PREFIX + "*"):
+        facts = folder.lstat()
+        if not stat.S_ISDIR(facts.st_mode) or (hasattr(os, "getuid") and facts.st_uid != os.getuid()):
+            continue
+        try:
+            lock = (folder / _LOCK_NAME).open("r+b")
+        except OSError:
+            continue  # just being made or removed by another program
+        with lock:
+            stale = _lock_file(lock)
+        if stale:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_own(folder: Path, lock: BinaryIO) -> None:
+    lock.close()
+    shutil.rmtree(folder, ignore_errors=True)

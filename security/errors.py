@@ -1,0 +1,44 @@
+"""The faults of what a user or a visitor handed in. The message is written for that person.
+
+SafelightError (a ValueError)
+├── RefusedName      a name that cannot be a file or folder name everywhere
+├── RefusedPath      a path outside of where the program may read or write
+├── RefusedFile      a weight file, picture or model folder whose content is not what it must be
+├── RefusedConfig    a configuration text, password or environment that breaks a rule
+├── RefusedRequest   an HTTP request that the page does not answer; has `status`
+└── FailedCommand    a child process that could not start, failed or took too long
+"""
+
+from __future__ import annotations
+
+
+class SafelightError(ValueError):
+    """Something the user can put right. The message says what is wrong, with the value, and what to do."""
+
+
+class RefusedName(SafelightError):
+    """A name that cannot be a file or folder name everywhere."""
+
+
+class RefusedPath(SafelightError):
+    """A path outside of where the program may read or write, or that is not what it must be."""
+
+
+class RefusedFile(SafelightError):
+    """A file or model folder whose content is not what it must be."""
+
+
+class RefusedConfig(SafelightError):
+    """A configuration text, password or environment that breaks a rule."""
+
+
+class RefusedRequest(SafelightError):
+    """An HTTP request that the page does not answer. `status` is the HTTP status code to answer with."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class FailedCommand(SafelightError):
+    """A child process that could not start, failed or took too long."""

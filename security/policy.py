@@ -1,0 +1,135 @@
+"""What is allowed, in numbers and names, each with its reason. The rest of this package reads its limits here."""
+
+from __future__ import annotations
+
+MIB = 1024 * 1024
+
+# ---- kinds of files -------------------------------------------------------------------------------------------------
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+"""Pictures of a dataset. GIF, TIFF, SVG, PSD and the other formats bring decoders that a training set does not need."""
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+"""The only Pillow decoders that are ever tried, whatever the file is called."""
+
+WEIGHT_SUFFIXES = (".safetensors",)
+"""Model weights. The format holds numbers and names only."""
+PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle", ".joblib", ".npz", ".npy")
+"""Formats that may hold a Python pickle, which can run code while it is being read."""
+CODE_SUFFIXES = (
+    ".py", ".pyc", ".pyd", ".pyw", ".ipynb", ".so", ".dll", ".dylib", ".exe", ".sh", ".bat", ".cmd", ".ps1", ".jar",
+)  # fmt: skip
+"""Programs. A model folder that holds one is refused as a whole: nothing here runs them, but nobody needs them."""
+
+# ---- sizes ----------------------------------------------------------------------------------------------------------
+
+MAX_NAME_BYTES = 150
+"""Longest file name in UTF-8. File systems end at 255; the rest is room for numbers and endings that we add."""
+MAX_PATH_CHARACTERS = 4096
+"""Longest path a user may type; the limit of Linux."""
+
+MAX_IMAGE_BYTES = 128 * MIB
+"""Largest picture file; an uncompressed 8-bit RGB picture of 42 megapixels."""
+MAX_IMAGE_PIXELS = 64_000_000
+"""Largest picture, 8000 x 8000. A file of 17 kB can claim 144 megapixels, so this is checked before decoding."""
+
+MAX_HEADER_BYTES = 16 * MIB
+"""Largest safetensors header. A model of 2,500 tensors needs 0.3 MiB; the library itself allows 100 MB."""
+MAX_WEIGHT_METADATA_BYTES = 8 * MIB
+"""Largest metadata of a safetensors file, as characters. Tag counts of a large dataset and a thumbnail fit."""
+MAX_TENSORS = 20_000
+"""Most tensors in one file. The largest image models have about 3,000."""
+MAX_TENSOR_NAME_BYTES = 512
+"""Longest tensor name in UTF-8. Real ones stay under 200."""
+MAX_TENSOR_DIMENSIONS = 8
+"""Most dimensions of a tensor. Convolutions over video have 5."""
+
+MAX_CONFIG_BYTES = 256 * 1024
+"""Largest TOML or JSON configuration. A run's own file has about 10 KiB; 1 MB can keep a parser busy for seconds."""
+MAX_CONFIG_DEPTH = 32
+"""Deepest nesting of a configuration."""
+MAX_CONFIG_DOTS_PER_LINE = 64
+"""Most dots outside of strings in one line of TOML: a key of 20,000 dotted parts costs the parser 6 seconds."""
+MAX_MODEL_JSON_BYTES = 1 * MIB
+"""Largest JSON configuration inside a model folder."""
+MAX_VOCABULARY_BYTES = 16 * MIB
+"""Largest tokenizer file. CLIP's vocabulary has 1 MiB, its tokenizer.json 2.2 MiB."""
+MAX_MODEL_FOLDER_ENTRIES = 1000
+"""Most files and folders in a model folder. A real one has about 40."""
+
+MAX_REQUEST_BODY_BYTES = 16 * MIB
+"""Largest request body other than an upload: a few thousand edited captions fit."""
+MAX_UPLOAD_BYTES = 2 * 1024 * MIB
+"""Largest upload request. Larger model files are copied into the models folder or chosen by their path."""
+MAX_LOGIN_BODY_BYTES = 4096
+"""Largest body of the login form: one password."""
+
+# ---- the served page ------------------------------------------------------------------------------------------------
+
+MIN_PASSWORD_LENGTH = 12
+"""Shortest password that a user may choose, in characters."""
+SESSION_SECONDS = 12 * 3600
+"""A login ends after this long, used or not."""
+SESSION_IDLE_SECONDS = 2 * 3600
+"""A login ends after this long without a request. An open page asks every few seconds, so it stays logged in."""
+MAX_SESSIONS = 200
+"""Most logins at a time; the one that was used longest ago goes first."""
+LOGIN_BASE_DELAY_SECONDS = 0.25
+"""Wait after the first wrong password. It doubles with every further one."""
+LOGIN_MAX_DELAY_SECONDS = 30.0
+"""Longest wait before a password is looked at."""
+MAX_LOGIN_FAILURES = 10
+"""Wrong passwords in a row that shut the form for LOGIN_LOCK_SECONDS. The link with the key still works."""
+LOGIN_LOCK_SECONDS = 15 * 60
+"""How long the form stays shut. Counted for everybody together: behind a tunnel all visitors have one address."""
+MAX_WAITING_LOGINS = 8
+"""Most password checks that wait for their turn; further ones are turned away at once."""
+RATE_WINDOW_SECONDS = 10.0
+"""Length of the window in which requests are counted."""
+MAX_REQUESTS_PER_WINDOW = 3000
+"""Most requests of one login (or of everybody, without a password) in a window. Opening the page takes about 150."""
+MAX_ANONYMOUS_REQUESTS_PER_WINDOW = 300
+"""Most requests of all visitors together who have not logged in yet, in a window."""
+
+# ---- versions and environment ---------------------------------------------------------------------------------------
+
+FLOORS: dict[str, str] = {
+    "torch": "2.10.0",  # CVE-2026-24747: heap corruption in the weights_only unpickler
+    "diffusers": "0.38.0",  # CVE-2026-44513, CVE-2026-45804, CVE-2026-44827: remote code from a model folder
+    "transformers": "5.10.0",  # CVE-2026-4372, CVE-2026-5241, CVE-2026-9856: code and file names from config.json
+    "gradio": "6.25.0",  # open redirects and server-side requests through /file=, fixed over 6.16 to 6.25
+    "pillow": "12.3.0",  # CVE-2026-25990, CVE-2026-40192, CVE-2026-54058, CVE-2026-59197: decoders
+    "safetensors": "0.8.0",  # the version whose header rules weights.py was compared with
+    "huggingface_hub": "2.4.0",  # credentials are not sent on when a redirect leaves the hub
+    "starlette": "1.1.0",  # PYSEC-2026-161
+    "urllib3": "2.7.0",  # CVE-2026-44431, CVE-2026-44432, CVE-2026-21441
+    "requests": "2.33.0",  # CVE-2026-25645
+}
+"""Oldest version of each package that the program starts with. Packages that are not installed are not looked at."""
+
+DROPPED_VARIABLE_PREFIXES = ("GRADIO_",)
+"""Gradio reads over 60 variables; many widen what is served (allowed paths, sharing, editing code from the page)."""
+DROPPED_VARIABLES = (
+    "FORWARDED_ALLOW_IPS",  # whose X-Forwarded-* headers the web server believes
+    "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD",  # lets torch run code from a pickle again
+    "SSLKEYLOGFILE",  # writes the keys of encrypted connections to a file
+)
+"""Variables that undo a protection; removed from the environment at start."""
+OFFLINE_VARIABLES: dict[str, str] = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "DIFFUSERS_DISABLE_REMOTE_CODE": "1",
+    "USE_HUB_KERNELS": "0",  # transformers would fetch compiled code from the hub
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
+    "DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+}
+"""Keeps the model libraries from opening connections, running code that a model brought, and reporting home."""
+CHILD_VARIABLES = (
+    "PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ", "TMPDIR", "TEMP", "TMP", "VIRTUAL_ENV",
+    "SYSTEMROOT", "WINDIR", "COMSPEC", "PATHEXT", "APPDATA", "LOCALAPPDATA", "USERPROFILE", "PROGRAMDATA",
+    "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH",
+)  # fmt: skip
+"""What a child process gets to see. Everything else, tokens above all, stays here."""
+CHILD_VARIABLE_PREFIXES = ("CUDA_", "NCCL_", "NVIDIA_", "ROCR_", "HIP_")
+"""Families of variables that a child process needs to find the GPU."""

@@ -1,0 +1,242 @@
+"""Folders that paths cannot leave: `Root` for what the program keeps, and checks for paths that a user typed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from security.errors import RefusedName, RefusedPath
+from security.names import safe_name
+from security.policy import MAX_PATH_CHARACTERS
+
+_REPOSITORY = Path(__file__).resolve().parents[1]
+_SYSTEM_TREES = (
+    "/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/sbin", "/sys", "/usr", "/System", "/Library",
+    "C:\\Windows", "C:\\Program Files", "C:\\Program Files (x86)", "C:\\ProgramData",
+)  # fmt: skip
+"""No workspace here, nor in any folder below."""
+_SHARED_FOLDERS = ("/var", "/run", "/tmp", "/home", "/mnt", "/media", "/opt", "/srv", "/private", "/Users", "C:\\Users")
+"""No workspace here, but a folder below may be one: these hold data disks and temporary folders."""
+_NO_DATA_FOLDERS = ("/dev", "/proc", "/sys")
+"""Files here are windows on the machine and on other processes, not data."""
+_CODE_FOLDERS = (".git", ".github", ".venv", "benchmarks", "docs", "security", "tests", "trainer", "ui")
+
+
+class Root:
+    """A folder and everything below it. No method follows a link or reaches outside."""
+
+    def __init__(self, path: Path) -> None:
+        """`path` is an existing folder; it may itself be reached through a link. Raises RefusedPath if it is none."""
+        if not path.is_dir():
+            raise RefusedPath(f"{path} is not a folder.")
+        self.path = path.resolve()
+        self._given = path.absolute()
+
+    def child(self, *parts: str) -> Path:
+        """The path of something below this folder, existing or not. Each part is a name or a relative path with "/".
+
+        Raises RefusedPath for "..", absolute paths, links on the way, and new names that are not safe everywhere.
+        """
+        names = [name for part in parts for name in part.split("/")]
+        if not names:
+            raise RefusedPath("A name is missing. Give one inside the folder.")
+        path = self.path
+        for name in names:
+            path = path / _checked_name(path, name)
+            if _is_link(path):
+                raise RefusedPath(f"{path} is a link. Put the file or folder itself there.")
+        return path
+
+    def open_read(self, relative: str) -> BinaryIO:
+        """Opens a regular file below this folder for reading, without following a link at any step.
+
+        Raises RefusedPath if it is missing, a link, a folder or a device.
+        """
+        path = self.child(relative)
+        try:
+            descriptor = self._open_below(path)
+        except FileNotFoundError:
+            raise RefusedPath(f"{path} does not exist.") from None
+        except OSError as error:
+            raise RefusedPath(f"{path} cannot be opened: {error.strerror}.") from None
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise RefusedPath(f"{path} is not a regular file.")
+        return os.fdopen(descriptor, "rb")
+
+    def write_bytes_atomic(self, path: Path, data: bytes) -> None:
+        """Writes a file below this folder: readers see the old content or the new, also after a power cut.
+
+        Missing folders are made. The file can be read by its owner only (mode 0600). Raises RefusedPath if the path is
+        outside, a link or a folder.
+        """
+        target = self._checked(path)
+        if target.is_dir():
+            raise RefusedPath(f"{target} is a folder, so no file can be written there.")
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        replace_file(target, data)
+
+    def write_text_atomic(self, path: Path, text: str) -> None:
+        """As write_bytes_atomic, in UTF-8."""
+        self.write_bytes_atomic(path, text.encode())
+
+    def remove_tree(self, path: Path) -> None:
+        """Deletes a file or folder below this folder, with all that is in it. Links inside are deleted, not followed.
+
+        Raises RefusedPath for this folder itself, for anything outside and for what does not exist.
+        """
+        target = self._checked(path)
+        if not target.exists():
+            raise RefusedPath(f"{target} does not exist.")
+        if target.is_dir():
+            shutil.rmtree(target)
+        else:
+            target.unlink()
+
+    def _checked(self, path: Path) -> Path:
+        """A path that is below this folder, as it was given or with links resolved, after the checks of `child`."""
+        absolute = path.absolute()
+        for root in (self.path, self._given):
+            if absolute.is_relative_to(root):
+                return self.child(*absolute.relative_to(root).parts)
+        raise RefusedPath(f"{path} is not inside {self.path}.")
+
+    def _open_below(self, path: Path) -> int:
+        """A descriptor of `path`. Where it can, each folder is opened from the one above, so no swap slips in."""
+        *folders, name = path.relative_to(self.path).parts
+        if sys.platform == "win32":
+            return os.open(path, os.O_RDONLY | os.O_BINARY)
+        # A FIFO would block without O_NONBLOCK; on regular files it changes nothing.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        current = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for folder in folders:
+                below = os.open(folder, flags | os.O_DIRECTORY, dir_fd=current)
+                os.close(current)
+                current = below
+            return os.open(name, flags, dir_fd=current)
+        finally:
+            os.close(current)
+
+
+def replace_file(target: Path, data: bytes) -> None:
+    """Writes `target` as a whole, mode 0600: readers see the old content or the new, also after a power cut.
+
+    Its folder must exist and be one that the program owns; paths that were not checked yet go through `Root`.
+    """
+    descriptor, temporary = tempfile.mkstemp(prefix=".partial-", dir=target.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    _sync_folder(target.parent)
+
+
+def refuse_unsafe_workspace(path: Path) -> None:
+    """Raises RefusedPath if `path` must not become the workspace folder.
+
+    Refused are the root of a drive, the home folder, system folders, this program's own folders, anything that holds
+    one of these, and a file.
+    """
+    resolved = path.expanduser().resolve()
+    advice = "Choose a folder of its own, such as ~/safelight."
+    if resolved.exists() and not resolved.is_dir():
+        raise RefusedPath(f"The workspace {resolved} is a file. {advice}")
+    if resolved.parent == resolved:
+        raise RefusedPath(f"The workspace {resolved} is the root of the drive. {advice}")
+    for keep, meaning in ((Path.home().resolve(), "your home folder"), (_REPOSITORY, "the program itself")):
+        if keep.is_relative_to(resolved):
+            raise RefusedPath(f"The workspace {resolved} is or holds {meaning}. {advice}")
+    for folder in [_REPOSITORY / name for name in _CODE_FOLDERS]:
+        if resolved.is_relative_to(folder):
+            raise RefusedPath(f"The workspace {resolved} is inside the program's folder {folder}. {advice}")
+    if any(resolved.is_relative_to(tree) for tree in _SYSTEM_TREES) or str(resolved) in _SHARED_FOLDERS:
+        raise RefusedPath(f"The workspace {resolved} is a folder of the system. {advice}")
+
+
+def resolve_user_folder(text: str, allowed: Sequence[Path] | None) -> Path:
+    """As resolve_user_path, and refuses what is not a folder."""
+    path = resolve_user_path(text, allowed)
+    if not path.is_dir():
+        raise RefusedPath(f"{path} is a file. Give the folder that holds it.")
+    return path
+
+
+def resolve_user_file(text: str, allowed: Sequence[Path] | None) -> Path:
+    """As resolve_user_path, and refuses what is not a regular file."""
+    path = resolve_user_path(text, allowed)
+    if not path.is_file():
+        raise RefusedPath(f"{path} is not a file. Give the path of a file.")
+    return path
+
+
+def resolve_user_path(text: str, allowed: Sequence[Path] | None) -> Path:
+    """The existing file or folder that a user typed: absolute, or from the home folder with ~. Links are resolved.
+
+    `allowed` are the folders it must be in (None: anywhere but /dev, /proc and /sys). Raises RefusedPath.
+    """
+    text = text.strip()
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
+        text = text[1:-1]  # "Copy as path" on Windows puts quotes around it
+    if not text:
+        raise RefusedPath("The path is empty. Give the whole path, from / or ~ on.")
+    if len(text) > MAX_PATH_CHARACTERS or any(ord(character) < 32 or ord(character) == 127 for character in text):
+        raise RefusedPath(f"The path is over {MAX_PATH_CHARACTERS} characters or holds control characters. Check it.")
+    # \\server\share and //server/share make Windows log in at that server with the user's password hash.
+    if text.startswith(("\\\\", "//")) or "://" in text:
+        raise RefusedPath(f"{text} names another machine. Give the path of a file or folder on this one.")
+    if text.startswith("~") and text[1:2] not in ("", "/", os.sep):
+        raise RefusedPath(f"{text} names another user's home folder. Write its whole path.")
+    path = Path(text).expanduser()
+    if not path.is_absolute():
+        raise RefusedPath(f"{text} is not a whole path. Start it with / or ~ (on Windows with a drive such as C:\\).")
+    if os.name == "nt" and ":" in str(path)[2:]:
+        raise RefusedPath(f"{text} has a second colon. Give the path of a plain file or folder.")
+    try:
+        resolved = path.resolve(strict=True)
+    except FileNotFoundError:
+        raise RefusedPath(f"{path} does not exist. Check the spelling.") from None
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, up to Python 3.12
+        raise RefusedPath(f"{path} cannot be opened: {error}.") from None
+    if any(resolved.is_relative_to(folder) for folder in _NO_DATA_FOLDERS):
+        raise RefusedPath(f"{resolved} belongs to the system. Give a folder with your own files.")
+    if allowed is not None and not any(resolved.is_relative_to(folder.resolve()) for folder in allowed):
+        places = ", ".join(str(folder) for folder in allowed)
+        raise RefusedPath(f"{path} is not inside {places}. Copy it there.")
+    return resolved
+
+
+def _checked_name(folder: Path, name: str) -> str:
+    """`name` if it is one step down from `folder`. A new name must be safe everywhere; what is there is as it is."""
+    try:
+        if name in ("", ".", "..") or any(sign in name for sign in "/\\\0") or os.name == "nt":
+            return safe_name(name)
+        return name if os.path.lexists(folder / name) else safe_name(name)
+    except RefusedName as error:
+        raise RefusedPath(str(error)) from None
+
+
+def _is_link(path: Path) -> bool:
+    """True for a symbolic link and for a Windows junction, which is a folder whose real path is another."""
+    return path.is_symlink() or (os.name == "nt" and path.exists() and path.resolve() != path.absolute())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename in `folder` last over a power cut. Windows has no such call and does not need it."""
+    if sys.platform != "win32":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,159 @@
+"""Settings: read, refused with the way out, written back without loss."""
+
+from __future__ import annotations
+
+import pytest
+
+from security.errors import SafelightError
+from trainer.config.files import (
+    ConfigError,
+    Setting,
+    SettingKind,
+    apply_flags,
+    config_values,
+    dump_config,
+    iter_settings,
+    load_config,
+    parse_config,
+    parse_text,
+)
+from trainer.config.schema import TrainConfig
+
+SETTINGS = {setting.name: setting for setting in iter_settings()}
+
+
+def other_value(setting: Setting) -> object:
+    """A valid value that is not the default."""
+    if setting.kind is SettingKind.SWITCH:
+        return not setting.default
+    if setting.kind is SettingKind.CHOICE:
+        return next(choice for choice in setting.choices if choice != setting.default)
+    if setting.kind is SettingKind.LINES:
+        return ["a cat", 'quotes " and \\ and ünicode']
+    if setting.kind is SettingKind.TEXT:
+        return {"dataset.caption_extension": ".caption", "training.device": "cpu"}.get(setting.name, "other")
+    step = setting.multiple_of or 1
+    if setting.kind is SettingKind.INTEGER:
+        return int(setting.default + step)
+    return setting.default * 0.5 if setting.default else 0.25
+
+
+def test_every_setting_has_a_help_sentence() -> None:
+    for setting in SETTINGS.values():
+        assert setting.help.endswith("."), setting.name
+        assert len(setting.help) > 20, setting.name
+
+
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=lambda setting: setting.name)
+def test_a_changed_setting_survives_being_written_and_read(setting: Setting, tmp_path) -> None:
+    values = config_values(
+        TrainConfig(sample={"prompts": ("x",)}, validation={"folder": "v"}, dataset={"shuffle_tags": True})
+    )
+    target = values[setting.section] if setting.section else values
+    target[setting.field] = other_value(setting)
+    if setting.name == "dataset.shuffle_tags":
+        values["dataset"]["keep_tokens"] = 0
+    if setting.name == "model.zero_terminal_snr":
+        values["model"]["prediction_type"] = "v_prediction"
+    config = parse_config(values)
+    path = tmp_path / "run.toml"
+    path.write_text(dump_config(config), encoding="utf-8")
+    assert load_config(path) == config
+    reread = config_values(load_config(path))
+    assert (reread[setting.section] if setting.section else reread)[setting.field] == other_value(setting)
+
+
+def test_the_written_file_explains_each_setting() -> None:
+    text = dump_config(TrainConfig())
+    for setting in SETTINGS.values():
+        assert f"# {setting.help}" in text
+
+
+def test_all_faults_come_at_once_with_value_and_range() -> None:
+    values = {"lora": {"rank": 0, "rnak": 3}, "optimizer": {"learning_rate": "fast"}, "trainig": {}}
+    with pytest.raises(ConfigError) as caught:
+        parse_config(values)
+    text = str(caught.value)
+    assert "lora.rank is 0" in text and "1 to 256" in text
+    assert "lora.rnak is not a setting. Did you mean lora.rank?" in text
+    assert 'optimizer.learning_rate is "fast"' in text
+    assert "trainig is not a setting" in text
+    assert {fault.setting for fault in caught.value.faults} >= {"lora.rank", "optimizer.learning_rate"}
+
+
+def test_a_setting_in_the_wrong_section_is_found() -> None:
+    with pytest.raises(ConfigError, match=r"Did you mean training\.max_train_steps\?"):
+        parse_config({"optimizer": {"max_train_steps": 3}})
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"sample": {"every_n_steps": 50}}, "sample.every_n_steps is 50 but sample.prompts is empty"),
+        ({"validation": {"every_n_steps": 5}}, "validation.every_n_steps is 5 but validation.folder is empty"),
+        ({"optimizer": {"warmup_steps": 1000}}, "optimizer.warmup_steps is 1000"),
+        ({"model": {"zero_terminal_snr": "on", "prediction_type": "epsilon"}}, "zero_terminal_snr is on"),
+        ({"dataset": {"keep_tokens": 2}}, "dataset.keep_tokens is 2"),
+    ],
+)
+def test_combinations_that_make_no_sense_are_refused(values: dict, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        parse_config(values)
+
+
+def test_flags_lie_over_the_file() -> None:
+    values = apply_flags(
+        {"lora": {"rank": 4}},
+        [
+            "--lora.rank",
+            "8",
+            "--dataset.shuffle_tags=yes",
+            "--sample.prompts",
+            "a",
+            "--sample.prompts",
+            "b",
+            "--name",
+            "x",
+        ],
+    )
+    config = parse_config(values)
+    assert (config.lora.rank, config.dataset.shuffle_tags, config.sample.prompts, config.name) == (
+        8,
+        True,
+        ("a", "b"),
+        "x",
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--lora.rnk", "8"], "Did you mean"),
+        (["--lora.rank", "eight"], "not a integer"),
+        (["--lora.rank"], "needs a value"),
+        (["lora.rank", "3"], "is not a setting"),
+        (["--dataset.shuffle_tags", "perhaps"], "not a switch"),
+    ],
+)
+def test_bad_flags_are_refused(flags: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        apply_flags({}, flags)
+
+
+def test_the_file_of_before_is_not_changed_by_flags() -> None:
+    before = {"lora": {"rank": 4}}
+    apply_flags(before, ["--lora.rank", "8"])
+    assert before == {"lora": {"rank": 4}}
+
+
+def test_broken_files_are_refused(tmp_path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text("lora = [", encoding="utf-8")
+    with pytest.raises(SafelightError, match=r"run\.toml"):
+        load_config(path)
+
+
+def test_typed_text_becomes_the_settings_type() -> None:
+    assert parse_text(SETTINGS["optimizer.learning_rate"], "1e-4") == 1e-4
+    assert parse_text(SETTINGS["sample.prompts"], " a \n\n b ") == ["a", "b"]
+    assert parse_text(SETTINGS["training.gradient_checkpointing"], "Off") is False

@@ -1,0 +1,226 @@
+"""No dead settings: changing any one of them changes what a run computes, writes or shows."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from safetensors import safe_open
+
+from tests.tiny import tiny_dataset, tiny_sd15
+from trainer import events
+from trainer.checkpoints import list_checkpoints
+from trainer.config.files import iter_settings, parse_config
+from trainer.jobs import Control
+from trainer.loop import train
+from trainer.runs import RunFolder
+from trainer.workspace import Workspace
+
+SETTINGS = {setting.name: setting for setting in iter_settings()}
+
+# What else has to be set so that a setting has anything to act on, and the value that it is changed to.
+CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
+    "name": ({}, "other"),
+    "model.base": ({}, "BASE2"),
+    "model.prediction_type": ({}, "v_prediction"),
+    "model.zero_terminal_snr": ({"model.prediction_type": "v_prediction"}, "on"),
+    "model.precision": ({}, "bf16"),
+    "model.clip_skip": ({}, 2),
+    "dataset.folder": ({}, "SET2"),
+    "dataset.resolution": ({}, 96),
+    "dataset.aspect_buckets": ({}, False),
+    "dataset.max_aspect_ratio": ({}, 1.0),
+    "dataset.repeats": ({}, 2),
+    "dataset.caption_extension": ({}, ".caption"),
+    "dataset.trigger_word": ({}, "mira"),
+    "dataset.shuffle_tags": ({}, True),
+    "dataset.keep_tokens": ({"dataset.shuffle_tags": True}, 1),
+    "dataset.caption_dropout_rate": ({}, 0.9),
+    "dataset.max_token_length": ({}, 150),
+    "dataset.flip_augmentation": ({}, True),
+    "dataset.cache_latents": ({}, False),
+    "lora.rank": ({}, 2),
+    "lora.alpha": ({}, 8.0),
+    "lora.dropout": ({}, 0.5),
+    "lora.targets": ({}, "attention"),
+    "lora.train_text_encoder": ({}, True),
+    "optimizer.name": ({}, "radam"),
+    "optimizer.learning_rate": ({}, 2e-3),
+    "optimizer.text_encoder_learning_rate": ({"lora.train_text_encoder": True}, 1e-3),
+    "optimizer.beta1": ({}, 0.5),
+    "optimizer.beta2": ({}, 0.9),
+    "optimizer.epsilon": ({}, 1e-3),
+    "optimizer.weight_decay": ({}, 0.9),
+    "optimizer.schedule": ({}, "linear"),
+    "optimizer.warmup_steps": ({}, 2),
+    "optimizer.min_learning_rate_ratio": ({"optimizer.schedule": "cosine"}, 0.5),
+    "optimizer.num_cycles": ({"optimizer.schedule": "cosine_with_restarts"}, 2),
+    "optimizer.power": ({"optimizer.schedule": "polynomial"}, 3.0),
+    "training.max_train_steps": ({}, 3),
+    "training.batch_size": ({}, 1),
+    "training.gradient_accumulation_steps": ({}, 2),
+    "training.max_grad_norm": ({}, 1e-4),
+    "training.gradient_checkpointing": ({}, True),
+    "training.seed": ({}, 7),
+    "training.device": ({}, "cuda:17"),
+    "loss.min_snr_gamma": ({}, 1.0),
+    "loss.noise_offset": ({}, 0.5),
+    "sample.prompts": ({}, ["a blue square"]),
+    "sample.negative_prompt": ({}, "green"),
+    "sample.every_n_steps": ({}, 1),
+    "sample.num_inference_steps": ({}, 3),
+    "sample.guidance_scale": ({}, 2.0),
+    "sample.width": ({}, 96),
+    "sample.height": ({}, 96),
+    "sample.seed": ({}, 5),
+    "validation.folder": ({"validation.every_n_steps": 0}, "SET3"),
+    "validation.every_n_steps": ({"validation.folder": "SET3"}, 1),
+    "validation.num_timesteps": ({"validation.folder": "SET3"}, 3),
+    "save.every_n_steps": ({}, 1),
+    "save.keep_last": ({"save.every_n_steps": 1}, 1),
+    "save.precision": ({}, "fp32"),
+    "save.key_format": ({}, "kohya"),
+    "save.save_captions": ({}, True),
+}
+
+
+def test_every_setting_is_tried() -> None:
+    assert set(CHANGES) == set(SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("settings")
+    first = tiny_dataset(folder / "set1", 2)
+    wide = Image.new("RGB", (160, 70), "white")
+    wide.paste((200, 30, 30), (10, 10, 60, 60))
+    wide.save(first / "wide.png")
+    (first / "wide.txt").write_text("wide, red, box, left", encoding="utf-8")
+    for number, path in enumerate(sorted(first.glob("*.png"))):
+        path.with_suffix(".caption").write_text(f"another text {number}", encoding="utf-8")
+    return {
+        "BASE": str(tiny_sd15(folder / "base")),
+        "BASE2": str(tiny_sd15(folder / "base2", seed=1)),
+        "SET1": str(first),
+        "SET2": str(tiny_dataset(folder / "set2", 2, seed=3)),
+        "SET3": str(tiny_dataset(folder / "set3", 2, seed=4)),
+    }
+
+
+def base_values(places: dict[str, str]) -> dict[str, Any]:
+    return {
+        "name": "tiny",
+        "model": {"base": places["BASE"], "precision": "fp32"},
+        "dataset": {"folder": places["SET1"], "resolution": 64},
+        "lora": {"rank": 4, "alpha": 4.0},
+        "optimizer": {"learning_rate": 1e-3},
+        "training": {"max_train_steps": 4, "batch_size": 2, "device": "cpu"},
+        "sample": {"prompts": ["a red circle"], "width": 64, "height": 64, "num_inference_steps": 2},
+    }
+
+
+def put(values: dict[str, Any], name: str, value: Any) -> None:
+    section, _, field = name.rpartition(".")
+    (values.setdefault(section, {}) if section else values)[field] = value
+
+
+def observe(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Runs a config and returns everything that a user could see of it."""
+    workspace = Workspace.open(folder / "space")
+    config = parse_config(values)
+    run = RunFolder.create(workspace, config)
+    seen: list[events.Event] = []
+    try:
+        train(config, run, workspace, seen.append, Control())
+    except ValueError as error:
+        return {"refused": str(error)}
+    view: dict[str, Any] = {
+        "steps": [
+            (event.step, event.loss, event.learning_rate, event.gradient_norm, event.images_seen)
+            for event in seen
+            if isinstance(event, events.StepDone)
+        ],
+        "validations": [(event.step, event.loss) for event in seen if isinstance(event, events.Validated)],
+        "samples": [
+            (
+                event.step,
+                event.prompt,
+                event.seed,
+                hashlib.sha256(Image.open(run.path / event.path).tobytes()).hexdigest(),
+            )
+            for event in seen
+            if isinstance(event, events.SampleSaved)
+        ],
+        "checkpoints": [path.name for path in list_checkpoints(run.checkpoints_dir)],
+        "cached": len(list((workspace.cache_dir / "latents").rglob("*.safetensors"))),
+        "files": {},
+    }
+    for path in sorted(run.path.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            metadata = {
+                key: value for key, value in (file.metadata() or {}).items() if "date" not in key and "time" not in key
+            }
+            shapes = [
+                (key, str(file.get_tensor(key).dtype), file.get_tensor(key).float().sum().item())
+                for key in sorted(file.keys())
+            ]
+            view["files"][path.name] = [sorted(metadata), shapes]
+    shutil.rmtree(folder / "space")
+    return view
+
+
+def changed_parts(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
+    return {key for key in before.keys() | after.keys() if json.dumps(before.get(key)) != json.dumps(after.get(key))}
+
+
+@pytest.fixture(scope="module")
+def baselines() -> dict[str, dict[str, Any]]:
+    return {}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_changing_a_setting_changes_the_run(name: str, places, baselines, tmp_path, monkeypatch) -> None:
+    context, value = CHANGES[name]
+    before = base_values(places)
+    for setting, given in context.items():
+        put(before, setting, places.get(given, given) if isinstance(given, str) else given)
+    after = copy.deepcopy(before)
+    put(after, name, places.get(value, value) if isinstance(value, str) else value)
+    if name == "training.gradient_checkpointing":
+        assert count_block_calls(after, tmp_path / "after", monkeypatch) > count_block_calls(
+            before, tmp_path / "before", monkeypatch
+        )
+        return
+    key = json.dumps(context)
+    if key not in baselines:
+        baselines[key] = observe(before, tmp_path / "before")
+    assert changed_parts(baselines[key], observe(after, tmp_path / "after")), f"{name} does nothing"
+
+
+def test_the_comparison_sees_no_change_where_there_is_none(places, tmp_path) -> None:
+    first, second = (observe(base_values(places), tmp_path / str(number)) for number in range(2))
+    assert changed_parts(first, second) == set()
+
+
+def count_block_calls(values: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How often a block of the denoiser is computed: recomputing is all that gradient checkpointing changes."""
+    from diffusers.models.resnet import ResnetBlock2D
+
+    calls = 0
+    original = ResnetBlock2D.forward
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(ResnetBlock2D, "forward", counted)
+    observe(values, folder)
+    monkeypatch.undo()
+    return calls

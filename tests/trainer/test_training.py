@@ -1,0 +1,478 @@
+"""The run as a whole on tiny real models: right by diffusers' own computation, repeatable, resumable, exact."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.tiny import tiny_dataset, tiny_sd15, tiny_sdxl
+from trainer import events
+from trainer.checkpoints import list_checkpoints, load_checkpoint
+from trainer.config.files import parse_config
+from trainer.config.schema import TrainConfig
+from trainer.jobs import Control
+from trainer.loop import train
+from trainer.runs import RunFolder
+from trainer.setup import Run, prepare
+from trainer.step import draw_noise, train_step, window_losses
+from trainer.workspace import Workspace
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return {
+        "eps": tiny_sd15(folder / "eps"),
+        "v": tiny_sd15(folder / "v", prediction_type="v_prediction"),
+        "v-ztsnr": tiny_sd15(folder / "vz", prediction_type="v_prediction", ztsnr=True),
+        "xl": tiny_sdxl(folder / "xl"),
+        "xl-v-ztsnr": tiny_sdxl(folder / "xlv", prediction_type="v_prediction", ztsnr=True),
+    }
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_dataset(tmp_path_factory.mktemp("pictures") / "set", 8)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace.open(tmp_path / "space")
+
+
+def make_config(base: Path, pictures: Path, **sections: Any) -> TrainConfig:
+    values: dict[str, Any] = {
+        "name": "tiny",
+        "model": {"base": str(base), "precision": "fp32"},
+        "dataset": {"folder": str(pictures), "resolution": 64},
+        "lora": {"rank": 4, "alpha": 2.0},
+        "optimizer": {"learning_rate": 1e-2},
+        "training": {"max_train_steps": 4, "batch_size": 2, "device": "cpu"},
+    }
+    for section, changes in sections.items():
+        values[section] = {**values.get(section, {}), **changes} if isinstance(changes, dict) else changes
+    return parse_config(values)
+
+
+def prepared(config: TrainConfig, workspace: Workspace) -> Run:
+    return prepare(config, RunFolder.create(workspace, config), workspace, lambda event: None, Control())
+
+
+def trained(
+    config: TrainConfig, workspace: Workspace, folder: RunFolder | None = None, control: Control | None = None
+) -> list[events.Event]:
+    folder = folder or RunFolder.create(workspace, config)
+    seen: list[events.Event] = []
+
+    def emit(event: events.Event) -> None:
+        seen.append(event)
+        folder.append(event)
+
+    train(config, folder, workspace, emit, control or Control())
+    return seen
+
+
+def losses(seen: list[events.Event]) -> list[float]:
+    return [event.loss for event in seen if isinstance(event, events.StepDone)]
+
+
+def final_state(folder: RunFolder) -> dict[str, torch.Tensor]:
+    return load_checkpoint(list_checkpoints(folder.checkpoints_dir)[-1]).lora
+
+
+def only_run(workspace: Workspace) -> RunFolder:
+    (path,) = workspace.runs_dir.iterdir()
+    return RunFolder(path)
+
+
+def shake(run: Run) -> None:
+    """Gives the LoRA some effect, so that a forward pass that forgot it would show."""
+    torch.manual_seed(5)
+    for parameter in run.parameters:
+        parameter.data += 0.02 * torch.randn_like(parameter)
+
+
+# --- right: against diffusers' own computation ---
+
+
+def reference_loss(run: Run, samples: list, gamma: float) -> float:
+    """The loss as diffusers' text-to-image training computes it: its scheduler, its prompt encoding, its SNR weights."""
+    from diffusers import DDPMScheduler, StableDiffusionXLPipeline
+    from diffusers.training_utils import compute_snr
+
+    keys = [(run.config.training.seed, run.step, sample.sample_id) for sample in samples]
+    latents = torch.cat([run.pictures.latents[sample.index, False] for sample in samples])
+    noise, timesteps = draw_noise(run, latents.shape[1:], keys)
+    scheduler = DDPMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type=run.noise_schedule.prediction_type,
+        rescale_betas_zero_snr=run.noise_schedule.zero_terminal_snr,
+    )
+    noisy = scheduler.add_noise(latents, noise, timesteps)
+    is_v = run.noise_schedule.prediction_type == "v_prediction"
+    target = scheduler.get_velocity(latents, noise, timesteps) if is_v else noise
+    pipeline = run.family.build_pipeline(run.components, run.noise_schedule)
+    captions = [run.pictures.placed[sample.index].picture.caption for sample in samples]
+    with torch.no_grad():
+        if isinstance(pipeline, StableDiffusionXLPipeline):
+            hidden, _, pooled, _ = pipeline.encode_prompt(captions, device="cpu", do_classifier_free_guidance=False)
+            rows = []
+            for sample in samples:
+                placement = run.pictures.placed[sample.index].placement
+                rows.append(
+                    pipeline._get_add_time_ids(
+                        placement.original[::-1],
+                        (placement.top, placement.left),
+                        placement.bucket[::-1],
+                        dtype=torch.float32,
+                        text_encoder_projection_dim=24,
+                    )
+                )
+            extra = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": torch.cat(rows)}}
+        else:
+            hidden, _ = pipeline.encode_prompt(captions, "cpu", 1, do_classifier_free_guidance=False)
+            extra = {}
+        prediction = run.components.denoiser(noisy, timesteps, hidden, **extra).sample
+    loss = torch.nn.functional.mse_loss(prediction.float(), target.float(), reduction="none").mean(dim=(1, 2, 3))
+    if gamma:
+        snr = compute_snr(scheduler, timesteps)
+        base = torch.stack([snr, gamma * torch.ones_like(timesteps)], dim=1).min(dim=1)[0]
+        loss = loss * (base / (snr + 1) if is_v else base / snr)
+    return loss.mean().item()
+
+
+@pytest.mark.parametrize("gamma", [0.0, 5.0])
+@pytest.mark.parametrize("name", ["eps", "v", "v-ztsnr", "xl", "xl-v-ztsnr"])
+def test_a_steps_loss_is_that_of_diffusers(name: str, gamma: float, models, tmp_path, workspace) -> None:
+    pictures = tiny_dataset(
+        tmp_path / "wide", 6, size=(150, 90)
+    )  # cropped, so that size conditioning has something to say
+    config = make_config(
+        models[name],
+        pictures,
+        loss={"min_snr_gamma": gamma},
+        dataset={"max_aspect_ratio": 1.2},
+        lora={"train_text_encoder": True},
+    )
+    run = prepared(config, workspace)
+    shake(run)
+    for step in range(4):
+        run.step = step
+        samples = run.plan.batch(step)
+        ours = window_losses(run, samples).mean().item()
+        assert ours == pytest.approx(reference_loss(run, samples, gamma), rel=1e-5, abs=1e-6)
+
+
+def test_the_reference_is_sensitive_to_the_lora(models, pictures, workspace) -> None:
+    run = prepared(make_config(models["eps"], pictures, lora={"train_text_encoder": True}), workspace)
+    before = reference_loss(run, run.plan.batch(0), 0.0)
+    shake(run)
+    assert abs(reference_loss(run, run.plan.batch(0), 0.0) - before) > 1e-4
+
+
+@pytest.mark.parametrize("name", ["eps", "xl"])
+def test_four_accumulated_batches_of_one_are_a_batch_of_four(name: str, models, pictures, tmp_path) -> None:
+    weights, curves = [], []
+    for batch_size, accumulation in ((4, 1), (1, 4), (2, 2)):
+        workspace = Workspace.open(tmp_path / f"{batch_size}")
+        config = make_config(
+            models[name],
+            pictures,
+            training={"batch_size": batch_size, "gradient_accumulation_steps": accumulation, "max_train_steps": 3},
+            # A large epsilon makes Adam's step follow the gradient's size, so that rounding stays rounding.
+            optimizer={"learning_rate": 1e-2, "epsilon": 1e-2},
+        )
+        curves.append(losses(trained(config, workspace)))
+        weights.append(final_state(only_run(workspace)))
+    for curve, weight in zip(curves[1:], weights[1:], strict=True):
+        assert curve == pytest.approx(curves[0], abs=1e-5)
+        for key, value in weights[0].items():
+            assert torch.allclose(weight[key], value, atol=1e-5), key
+
+
+def test_gradients_flow_into_every_lora_layer_and_nothing_else_moves(models, pictures, workspace) -> None:
+    run = prepared(make_config(models["xl"], pictures, lora={"train_text_encoder": True}), workspace)
+    frozen = {
+        name: parameter.clone()
+        for name, parameter in run.components.denoiser.named_parameters()
+        if not parameter.requires_grad
+    }
+    before = [parameter.clone() for parameter in run.parameters]
+    for _ in range(3):
+        train_step(run)
+    unmoved = [index for index, parameter in enumerate(run.parameters) if torch.equal(parameter, before[index])]
+    # SDXL reads the first text encoder's layer before the last, so its very last layer can't learn.
+    names = [
+        name for part, module in run.adapted.items() for name, one in module.named_parameters() if one.requires_grad
+    ]
+    assert all("layers.2." in names[index] for index in unmoved)
+    assert all(parameter.dtype is torch.float32 for parameter in run.parameters)
+    for name, parameter in run.components.denoiser.named_parameters():
+        if name in frozen:
+            assert torch.equal(parameter, frozen[name])
+
+
+def test_the_lora_stays_fp32_over_a_bf16_base(models, pictures, workspace) -> None:
+    run = prepared(make_config(models["eps"], pictures, model={"precision": "bf16"}), workspace)
+    assert run.components.denoiser.conv_in.weight.dtype is torch.bfloat16
+    assert all(parameter.dtype is torch.float32 for parameter in run.parameters)
+    values = [train_step(run).loss for _ in range(3)]
+    exact = prepared(make_config(models["eps"], pictures), workspace)
+    assert values == pytest.approx([train_step(exact).loss for _ in range(3)], rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["eps", "xl"])
+def test_training_in_fp16_scales_its_loss(name: str, models, pictures, workspace) -> None:
+    run = prepared(make_config(models[name], pictures, model={"precision": "fp16"}), workspace)
+    assert run.scaler.is_enabled()
+    before = [parameter.clone() for parameter in run.parameters]
+    done = [train_step(run) for _ in range(4)]
+    assert all(0 < one.loss < 10 for one in done)
+    assert any(not torch.equal(parameter, old) for parameter, old in zip(run.parameters, before, strict=True))
+
+
+def test_checkpointing_gives_the_same_numbers(models, pictures, tmp_path) -> None:
+    results = []
+    for on in (False, True):
+        workspace = Workspace.open(tmp_path / str(on))
+        config = make_config(models["eps"], pictures, training={"gradient_checkpointing": on}, lora={"dropout": 0.3})
+        results.append(losses(trained(config, workspace)))
+    assert results[0] == results[1]
+
+
+def test_a_run_learns(models, pictures, workspace) -> None:
+    config = make_config(
+        models["eps"],
+        pictures,
+        training={"max_train_steps": 60, "batch_size": 4},
+        optimizer={"learning_rate": 5e-3},
+        validation={"folder": str(pictures)},
+    )
+    with pytest.raises(ValueError, match="also trained on"):
+        trained(config, workspace)
+    other = tiny_dataset(workspace.path / "held-out", 4, seed=9)
+    config = config.model_copy(update={"validation": config.validation.model_copy(update={"folder": str(other)})})
+    seen = trained(config, workspace)
+    first, last = [event.loss for event in seen if isinstance(event, events.Validated)]
+    assert last < 0.9 * first
+
+
+# --- exact: the same seed, a resume, a preview ---
+
+
+def test_the_same_seed_gives_the_same_file(models, pictures, tmp_path) -> None:
+    digests = []
+    for seed in (1, 1, 2):
+        workspace = Workspace.open(tmp_path / f"{len(digests)}")
+        config = make_config(models["eps"], pictures, training={"seed": seed}, lora={"dropout": 0.2})
+        trained(config, workspace)
+        state = final_state(only_run(workspace))
+        digests.append(hashlib.sha256(b"".join(state[key].numpy().tobytes() for key in sorted(state))).hexdigest())
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_previews_and_validation_change_nothing(models, pictures, tmp_path) -> None:
+    other = tiny_dataset(tmp_path / "held-out", 2, seed=9)
+    watched = {
+        "sample": {
+            "prompts": ["a red circle"],
+            "every_n_steps": 1,
+            "width": 64,
+            "height": 64,
+            "num_inference_steps": 2,
+        },
+        "validation": {"folder": str(other), "every_n_steps": 1},
+        "save": {"every_n_steps": 2},
+    }
+    states = []
+    for number, sections in enumerate(({}, watched)):
+        workspace = Workspace.open(tmp_path / str(number))
+        trained(make_config(models["eps"], pictures, lora={"dropout": 0.2}, **sections), workspace)
+        states.append(final_state(only_run(workspace)))
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+@pytest.mark.parametrize("name", ["eps", "xl"])
+@pytest.mark.parametrize("how", ["stop", "pause"])
+def test_ten_steps_are_five_and_five_more(name: str, how: str, models, pictures, tmp_path) -> None:
+    sections: dict[str, Any] = {
+        "training": {"max_train_steps": 10, "gradient_accumulation_steps": 2, "batch_size": 3},
+        "optimizer": {"schedule": "cosine", "warmup_steps": 2, "learning_rate": 1e-3},
+        "lora": {"dropout": 0.2, "train_text_encoder": True},
+        "dataset": {"shuffle_tags": True, "caption_dropout_rate": 0.3, "flip_augmentation": True},
+    }
+    config = make_config(models[name], pictures, **sections)
+    whole = Workspace.open(tmp_path / "whole")
+    reference = trained(config, whole)
+
+    halves = Workspace.open(tmp_path / "halves")
+    folder = RunFolder.create(halves, config)
+    control = Control()
+
+    def emit(event: events.Event) -> None:
+        if isinstance(event, events.StepDone) and event.step == 5:
+            (control.stop if how == "stop" else control.pause).set()
+        seen.append(event)
+
+    seen: list[events.Event] = []
+    train(config, folder, halves, emit, control)
+    assert isinstance(seen[-1], events.Finished if how == "stop" else events.Paused)
+    assert any(isinstance(event, events.LoraSaved) for event in seen) == (how == "stop")
+    again = trained(config, halves, folder)
+    assert losses(seen) + losses(again) == losses(reference)
+    expected, found = final_state(only_run(whole)), final_state(folder)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+CHILD = """
+import sys
+from pathlib import Path
+from trainer.config.files import load_config
+from trainer.jobs import Control
+from trainer.loop import train
+from trainer.runs import RunFolder
+from trainer.workspace import Workspace
+folder = RunFolder(Path(sys.argv[1]))
+train(load_config(folder.config_path), folder, Workspace.open(Path(sys.argv[2])), folder.append, Control())
+"""
+
+
+def kill_at(folder: RunFolder, workspace: Workspace, reached: Callable[[str], bool]) -> None:
+    """Trains in a process of its own and kills it as hard as can be once its event file says so."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(folder.path), str(workspace.path)], cwd=Path(__file__).parents[2]
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and child.poll() is None:
+        if reached(folder.events_path.read_text(encoding="utf-8")):
+            break
+        time.sleep(0.005)
+    assert child.poll() is None, "the run ended before it could be killed"
+    os.kill(child.pid, signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
+    child.wait()
+
+
+def test_killed_twice_it_still_ends_bit_for_bit_the_same(models, pictures, tmp_path) -> None:
+    config = make_config(
+        models["eps"],
+        pictures,
+        training={"max_train_steps": 60, "gradient_accumulation_steps": 2},
+        save={"every_n_steps": 5},
+        lora={"dropout": 0.1},
+    )
+    whole = Workspace.open(tmp_path / "whole")
+    reference = trained(config, whole)
+    broken = Workspace.open(tmp_path / "broken")
+    folder = RunFolder.create(broken, config)
+    kill_at(folder, broken, lambda text: '"step": 12,' in text)
+    kill_at(folder, broken, lambda text: text.count('"Resumed"') == 1 and '"step": 33,' in text)
+    again = trained(config, broken, folder)
+    first = next(event for event in again if isinstance(event, events.Resumed))
+    assert first.step > 0
+    assert losses(again) == losses(reference)[first.step :]
+    expected, found = final_state(only_run(whole)), final_state(folder)
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(models, pictures, workspace) -> None:
+    config = make_config(models["eps"], pictures, save={"every_n_steps": 2})
+    trained(config, workspace)
+    folder = only_run(workspace)
+    newest = list_checkpoints(folder.checkpoints_dir)[-1]
+    expected = final_state(folder)
+    (newest / "lora.safetensors").write_bytes(b"damaged")
+    seen = trained(config, workspace, folder)
+    assert [event.step for event in seen if isinstance(event, events.Resumed)] == [2]
+    assert any(isinstance(event, events.Warned) and newest.name in event.message for event in seen)
+    found = final_state(folder)
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
+# --- what a run leaves and says ---
+
+
+def test_the_events_tell_the_whole_story(models, pictures, tmp_path, workspace) -> None:
+    other = tiny_dataset(tmp_path / "held-out", 2, seed=9)
+    config = make_config(
+        models["eps"],
+        pictures,
+        sample={"prompts": ["a", "b"], "every_n_steps": 2, "width": 64, "height": 96, "num_inference_steps": 2},
+        validation={"folder": str(other), "every_n_steps": 2, "num_timesteps": 2},
+        save={"every_n_steps": 2, "key_format": "both"},
+    )
+    seen = trained(config, workspace)
+    folder = only_run(workspace)
+    assert [event.step for event in seen if isinstance(event, events.StepDone)] == [1, 2, 3, 4]
+    assert [event.step for event in seen if isinstance(event, events.SampleSaved)] == [0, 0, 2, 2, 4, 4]
+    assert [event.step for event in seen if isinstance(event, events.Validated)] == [0, 2, 4]
+    assert [event.step for event in seen if isinstance(event, events.CheckpointSaved)] == [2, 4]
+    saved = {event.path for event in seen if isinstance(event, events.LoraSaved)}
+    assert saved == {
+        "tiny-step000002.safetensors",
+        "tiny-step000002_diffusers.safetensors",
+        "tiny.safetensors",
+        "tiny_diffusers.safetensors",
+    }
+    for event in seen:
+        if isinstance(event, events.SampleSaved | events.LoraSaved | events.CheckpointSaved):
+            assert (folder.path / event.path).exists()
+    assert isinstance(seen[-1], events.Finished) and not seen[-1].stopped
+
+
+def test_stop_while_preparing_ends_at_once(models, pictures, workspace) -> None:
+    control = Control()
+    control.stop.set()
+    seen = trained(make_config(models["eps"], pictures), workspace, control=control)
+    assert isinstance(seen[-1], events.Finished) and seen[-1].stopped and seen[-1].step == 0
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"dataset": {"folder": "nothing"}}, "no dataset named"),
+        ({"model": {"base": "nothing"}}, "nothing"),
+        ({"training": {"device": "cuda:9"}}, "cuda:9"),
+        ({"sample": {"prompts": ["x"], "width": 72, "height": 64}}, "sample.width is 72"),
+    ],
+)
+def test_what_the_user_can_mend_is_said_plainly(sections: dict, words: str, models, pictures, workspace) -> None:
+    with pytest.raises(ValueError, match=words):
+        trained(make_config(models["eps"], pictures, **sections), workspace)
+
+
+def test_a_loss_that_is_no_number_names_the_step_and_the_way_out(models, pictures, workspace) -> None:
+    run = prepared(make_config(models["eps"], pictures), workspace)
+    train_step(run)
+    run.parameters[0].data[:] = float("nan")
+    with pytest.raises(ValueError, match=r"step 2.*learning rate"):
+        train_step(run)
+
+
+def test_pictures_and_captions_are_encoded_once(models, pictures, tmp_path, workspace) -> None:
+    config = make_config(models["eps"], pictures)
+    run = prepared(config, workspace)
+    stored = {path: path.stat().st_mtime_ns for path in workspace.cache_dir.rglob("*.safetensors")}
+    assert len(stored) == 8 + len({one.picture.caption for one in run.pictures.placed})
+    again = prepared(config, workspace)
+    assert {path: path.stat().st_mtime_ns for path in workspace.cache_dir.rglob("*.safetensors")} == stored
+    assert all(torch.equal(again.pictures.latents[key], value) for key, value in run.pictures.latents.items())
+    for path in stored:
+        path.write_bytes(b"damaged")
+    mended = prepared(config, workspace)
+    assert all(torch.equal(mended.pictures.latents[key], value) for key, value in run.pictures.latents.items())
+    assert json.dumps(config.model_dump(mode="json"))

@@ -1,0 +1,185 @@
+"""What the tabs' handlers do, called as Gradio and the page's scripts call them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pytest
+from PIL import Image
+
+from tests.ui.runs_on_disk import run_folder
+from trainer.demo import BASE_DIR, INK_DIR
+from ui.monitor import RunMonitor
+from ui.services import Services
+from ui.tabs.dataset import dataset_tab
+from ui.tabs.models import models_tab
+from ui.tabs.settings import settings_tab
+from ui.tabs.start import start_tab
+
+
+def drawn(tab: Callable[[Services], Any], services: Services) -> Any:
+    with gr.Blocks():
+        return tab(services)
+
+
+class Built:
+    """A tab inside a page of its own, with the functions of its buttons."""
+
+    def __init__(self, build: Callable[[Services], Any], services: Services) -> None:
+        with gr.Blocks() as self.page:
+            self.parts = build(services)
+
+    def click(self, button: gr.Button, *inputs: Any) -> Any:
+        found = [fn.fn for fn in self.page.fns.values() if (button._id, "click") in fn.targets]
+        assert len(found) == 1
+        return found[0](*inputs)  # type: ignore[misc]
+
+
+def test_the_start_tab_knows_where_things_stand(services: Services) -> None:
+    view = drawn(start_tab, services)
+    state = view.start_state(None)
+    assert [step["title"] for step in state["steps"]] == ["Model", "Dataset", "Train"]
+    assert [step["done"] for step in state["steps"]] == [False, False, False]
+    assert state["last"] is None
+    run_folder(services.workspace, "old")
+    state = view.start_state(None)
+    assert state["last"]["id"] == "old"
+    assert state["steps"][2]["done"] is True
+
+
+def test_runs_are_listed_and_one_is_shown_with_what_is_new(services: Services) -> None:
+    run_folder(services.workspace, "first")
+    run_folder(services.workspace, "second", steps=12, total=20)
+    with gr.Blocks():
+        view = RunMonitor(services).view
+    answer = view.runs_state({"run": None, "shown": "", "lines": 0, "curve_step": -1, "config": False})
+    assert {row["id"] for row in answer["runs"]} == {"first", "second"}
+    assert answer["run"]["id"] == answer["runs"][0]["id"]
+    answer = view.runs_state({"run": "first", "shown": "", "lines": 0})
+    assert answer["lines"][0][0] == 0
+    assert answer["config"].count("max_train_steps = 20") == 1
+    assert answer["curve"]["points"][-1][0] == 20
+    again = view.runs_state({"run": "first", "shown": "first", "lines": answer["lines"][-1][0] + 1, "config": True})
+    assert again["lines"] == []
+    assert "config" not in again
+    assert "error" in view.runs_state({"run": "gone"})
+    assert view.runs_state("nonsense")["run"] is not None
+
+
+def test_actions_do_what_they_say_and_refuse_what_is_over(services: Services) -> None:
+    run_folder(services.workspace, "old")
+    with gr.Blocks():
+        view = RunMonitor(services).view
+    assert "not training" in view.run_action({"run": "old", "action": "stop"})["error"]
+    assert "finished" in view.run_action({"run": "old", "action": "resume"})["error"]
+    assert "no action" in view.run_action({"run": "old", "action": "__class__"})["error"]
+    assert view.run_action({"run": "old", "action": "delete"})["text"] == "old is deleted."
+    assert not (services.workspace.runs_dir / "old").exists()
+    assert "error" in view.run_action({"run": "../..", "action": "delete"})
+
+
+def test_a_model_is_imported_listed_and_removed(services: Services) -> None:
+    tab = Built(models_tab, services)
+    told = tab.click(tab.parts.import_button, str(BASE_DIR), "mine")
+    assert told["tone"] == "good", told
+    rows = {row["name"]: row for row in tab.parts.view.models_state(None)["models"]}
+    assert rows["demo"]["builtin"] is True
+    assert rows["mine"]["builtin"] is False
+    assert "error" in tab.parts.view.remove({"name": "demo"})
+    assert tab.parts.view.remove({"name": "mine"}) == {"text": "mine is removed."}
+    assert "mine" not in {row["name"] for row in tab.parts.view.models_state(None)["models"]}
+
+
+def test_a_model_that_may_hold_code_is_refused_in_words(services: Services, tmp_path: Path) -> None:
+    tab = Built(models_tab, services)
+    path = tmp_path / "model.ckpt"
+    path.write_bytes(b"PK\x03\x04" + bytes(100))
+    told = tab.click(tab.parts.import_button, str(path), "")
+    assert told["tone"] == "bad"
+    assert "model.ckpt" in told["text"]
+    assert tab.click(tab.parts.import_button, "", None)["tone"] == "bad"
+    assert tab.click(tab.parts.import_button, "https://example.com/x.safetensors", "")["tone"] == "bad"
+
+
+def test_uploaded_pictures_meet_their_captions_and_the_rest_is_told(services: Services, tmp_path: Path) -> None:
+    tab = Built(dataset_tab, services)
+    uploads = []
+    for number, (name, data) in enumerate(
+        [("a.png", "red"), ("a.txt", "a red <b>square</b>"), ("b.txt", "alone"), ("bad.png", None), ("a.png", "blue")]
+    ):
+        path = tmp_path / str(number) / name
+        path.parent.mkdir()
+        if name.endswith(".txt"):
+            path.write_text(str(data))
+        elif data:
+            Image.new("RGB", (64, 64), data).save(path)
+        else:
+            path.write_bytes(b"no picture")
+        uploads.append(str(path))
+    told, cleared = tab.click(tab.parts.upload_button, "mine", uploads)
+    assert cleared is None
+    assert told["text"] == "2 pictures added to mine. 2 left out:"
+    assert {name for name, _ in told["skipped"]} == {"b.txt", "bad.png"}
+    shown = tab.parts.view.dataset_state({"dataset": "mine"})
+    assert sorted(picture["caption"] for picture in shown["pictures"]) == ["", "a red <b>square</b>"]
+    assert not list((services.workspace.cache_dir / "uploads").iterdir())
+
+
+def test_a_folder_is_imported_and_its_captions_can_be_changed(services: Services) -> None:
+    tab = Built(dataset_tab, services)
+    told = tab.click(tab.parts.folder_button, "copy", str(INK_DIR))
+    assert told["tone"] == "good", told
+    view = tab.parts.view
+    picture = view.dataset_state({"dataset": "copy"})["pictures"][0]
+    changed = {"dataset": "copy", "picture": picture["name"], "text": "  new\ncaption "}
+    assert view.write_caption(changed) == {"saved": True}
+    assert view.dataset_state({"dataset": "copy"})["pictures"][0]["caption"] == "new caption"
+    assert "embedded" in view.write_caption({**changed, "dataset": "ink"})["error"]
+    for wrong in ({}, {**changed, "text": 5}, {**changed, "picture": "../x.png"}, {**changed, "dataset": ".."}):
+        assert "error" in view.write_caption(wrong)
+
+
+def test_a_shared_page_reaches_only_its_import_folder(shared_services: Services, tmp_path: Path) -> None:
+    services = shared_services
+    tab = Built(dataset_tab, services)
+    assert tab.click(tab.parts.folder_button, "stolen", str(INK_DIR))["tone"] == "bad"
+    inside = services.workspace.path / "import" / "set"
+    inside.mkdir()
+    Image.new("RGB", (64, 64)).save(inside / "a.png")
+    assert tab.click(tab.parts.folder_button, "fine", str(inside))["tone"] == "good"
+    models = Built(models_tab, services)
+    assert models.click(models.parts.import_button, str(BASE_DIR), "stolen")["tone"] == "bad"
+
+
+@pytest.mark.parametrize("setting", ["model.base", "dataset.folder", "validation.folder"])
+def test_a_shared_page_trains_only_what_is_in_the_library(shared_services: Services, setting: str) -> None:
+    from security.errors import RefusedPath
+    from trainer.config.files import parse_config
+    from trainer.demo import demo_config
+    from ui.form import flat, nested
+
+    shared_services.refuse_paths(demo_config())
+    config = parse_config(nested({**flat(demo_config()), setting: str(BASE_DIR.parent)}))
+    with pytest.raises(RefusedPath):
+        shared_services.refuse_paths(config)
+
+
+def test_settings_tell_a_visitor_no_path(services: Services, shared_services: Services) -> None:
+    assert drawn(settings_tab, services).settings_state(None)["workspace"] == str(services.workspace.path)
+    told = drawn(settings_tab, shared_services).settings_state(None)
+    assert str(shared_services.workspace.path.parent) not in str(told)
+    assert "password" in told["access"]
+
+
+def test_the_page_is_built_without_the_libraries_of_training() -> None:
+    code = (
+        "import sys; import ui.app, ui.server, ui.downloads; "
+        "print([name for name in ('torch', 'diffusers', 'transformers', 'peft') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,1 @@
+"""Models, data and training. Speaks through typed events; never imports gradio."""

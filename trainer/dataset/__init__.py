@@ -1,0 +1,1 @@
+"""Pictures and captions: finding them, sizing them, ordering them, encoding them once."""

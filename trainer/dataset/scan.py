@@ -1,0 +1,194 @@
+"""Finding the pictures and captions of a folder, and bringing pictures into the workspace."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from security.errors import RefusedFile, SafelightError
+from security.images import import_image, read_image_info
+from security.names import safe_name, sanitized_name
+from security.policy import IMAGE_SUFFIXES
+from security.roots import Root
+from trainer.config.schema import DatasetConfig
+from trainer.dataset.captions import read_caption, with_trigger
+from trainer.demo import DATASETS as DEMO_DATASETS
+from trainer.workspace import Workspace
+
+REPEAT_FOLDER = re.compile(r"^(\d{1,4})_.+$")
+SMALLEST_SIDE = 32
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One training picture. `size`: (width, height) in pixels, upright; `content_hash`: sha256 of the file's bytes."""
+
+    path: Path
+    size: tuple[int, int]
+    caption: str
+    has_caption: bool
+    repeats: int
+    content_hash: str
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a folder holds. `skipped`: (file name, reason) of everything that looks like a picture but can't be used."""
+
+    pictures: tuple[Picture, ...]
+    skipped: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """A dataset of the library."""
+
+    name: str
+    path: Path
+    num_pictures: int
+    num_captions: int
+    builtin: bool
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What came in, and (file name, reason) of what did not."""
+
+    name: str
+    added: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...]
+
+
+def picture_paths(folder: Path) -> list[Path]:
+    """Every picture file under a folder in a fixed order; hidden files and links are left out."""
+    found = []
+    for path in folder.rglob("*"):
+        relative = path.relative_to(folder)
+        hidden = any(part.startswith(".") for part in relative.parts)
+        linked = any((folder / parent).is_symlink() for parent in [relative, *relative.parents][:-1])
+        if path.suffix.lower() in IMAGE_SUFFIXES and not hidden and not linked and path.is_file():
+            found.append(path)
+    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def scan_folder(folder: Path, settings: DatasetConfig) -> Scan:
+    """Reads sizes, captions and hashes of all pictures under a folder; nothing is dropped without a reason."""
+    pictures, skipped = [], []
+    for path in picture_paths(folder):
+        try:
+            info = read_image_info(path)
+            size = (info.width, info.height)
+            if min(size) < SMALLEST_SIDE:
+                raise RefusedFile(f"it is {size[0]}x{size[1]} pixels, smaller than {SMALLEST_SIDE} on a side")
+            caption = read_caption(path, settings.caption_extension)
+        except (RefusedFile, OSError) as error:
+            skipped.append((path.name, str(error)))
+            continue
+        matched = REPEAT_FOLDER.match(path.parent.name) if path.parent != folder else None
+        repeats = max(1, int(matched.group(1))) if matched else settings.repeats
+        text = with_trigger(caption or "", settings.trigger_word)
+        with path.open("rb") as file:
+            content_hash = hashlib.file_digest(file, "sha256").hexdigest()
+        pictures.append(Picture(path, size, text, caption is not None, repeats, content_hash))
+    return Scan(tuple(pictures), tuple(skipped))
+
+
+def find_dataset(workspace: Workspace, folder: str) -> Path:
+    """The folder of a dataset given by name or by path. Raises SafelightError that lists the names when there is none."""
+    if folder in DEMO_DATASETS:
+        return DEMO_DATASETS[folder]
+    path = Path(folder).expanduser()
+    if path.is_absolute() or len(path.parts) > 1:
+        if not path.is_dir():
+            raise SafelightError(
+                f"There is no folder {folder}. Give the name of a dataset or the path of a folder with pictures."
+            )
+        return path
+    inside = Root(workspace.datasets_dir).child(folder)
+    if not inside.is_dir():
+        known = ", ".join(info.name for info in list_datasets(workspace))
+        raise SafelightError(f"There is no dataset named {folder!r}. Datasets here: {known}.")
+    return inside
+
+
+def list_datasets(workspace: Workspace) -> list[DatasetInfo]:
+    """The embedded datasets and those of the workspace, by name."""
+    own = {
+        path.name: path for path in sorted(workspace.datasets_dir.iterdir()) if path.is_dir() and not path.is_symlink()
+    }
+    infos = []
+    for name, path in [*DEMO_DATASETS.items(), *own.items()]:
+        pictures = picture_paths(path)
+        captions = sum(picture.with_suffix(".txt").is_file() for picture in pictures)
+        infos.append(DatasetInfo(name, path, len(pictures), captions, builtin=name in DEMO_DATASETS))
+    return infos
+
+
+def collect_sources(folder: Path) -> list[Path]:
+    """The pictures and caption files of a folder on this machine, ready for `import_pictures`."""
+    pictures = picture_paths(folder)
+    return [*pictures, *(text for picture in pictures if (text := picture.with_suffix(".txt")).is_file())]
+
+
+def import_pictures(workspace: Workspace, name: str, sources: Sequence[Path]) -> ImportReport:
+    """Copies pictures (re-encoded, without their metadata) and same-named .txt captions into a dataset of the workspace.
+
+    An existing dataset of that name is added to; files of the same name get a number, so nothing is overwritten.
+    Raises RefusedName for a bad name, SafelightError for the name of an embedded dataset.
+    """
+    if safe_name(name, "dataset name") in DEMO_DATASETS:
+        raise SafelightError(f"{name} is the embedded dataset. Choose another name.")
+    target_dir = Root(workspace.datasets_dir).child(name)
+    target_dir.mkdir(exist_ok=True)
+    root = Root(target_dir)
+    captions = {(path.parent, path.stem): path for path in sources if path.suffix.lower() == ".txt"}
+    added: list[str] = []
+    skipped: list[tuple[str, str]] = []
+    used = set()
+    for source in (path for path in sources if path.suffix.lower() != ".txt"):
+        if source.suffix.lower() not in IMAGE_SUFFIXES:
+            skipped.append((source.name, f"not a picture ({', '.join(sorted(IMAGE_SUFFIXES))})"))
+            continue
+        stem = _free_stem(target_dir, sanitized_name(source.stem, "picture"))
+        try:
+            saved = target_dir / f"{stem}.png"
+            import_image(source, saved)
+            caption = captions.get((source.parent, source.stem))
+            if caption is not None:
+                used.add(caption)
+                root.write_text_atomic(saved.with_suffix(".txt"), read_caption(source, caption.suffix) or "")
+            added.append(saved.name)
+        except (RefusedFile, OSError) as error:
+            skipped.append((source.name, str(error)))
+    skipped.extend((path.name, "a caption without its picture") for path in captions.values() if path not in used)
+    return ImportReport(name, tuple(added), tuple(skipped))
+
+
+def _free_stem(folder: Path, stem: str) -> str:
+    taken = {path.stem.lower() for path in folder.iterdir()}
+    number, candidate = 1, stem
+    while candidate.lower() in taken:
+        number += 1
+        candidate = f"{stem}-{number}"
+    return candidate
+
+
+def save_caption(workspace: Workspace, dataset: str, picture: str, text: str) -> None:
+    """Writes the caption of one picture of a workspace dataset. Raises SafelightError for an embedded one."""
+    if dataset in DEMO_DATASETS:
+        raise SafelightError(
+            f"{dataset} is the embedded dataset and can't be changed. Import it under another name first."
+        )
+    root = Root(Root(workspace.datasets_dir).child(dataset))
+    path = root.child(*Path(picture).parts)
+    if not path.is_file() or path.suffix.lower() not in IMAGE_SUFFIXES:
+        raise SafelightError(f"There is no picture {picture!r} in {dataset}.")
+    root.write_text_atomic(path.with_suffix(".txt"), " ".join(text.split()))
+
+
+def num_samples(pictures: Iterable[Picture]) -> int:
+    """Pictures times repeats: how many samples one epoch has."""
+    return sum(picture.repeats for picture in pictures)

@@ -1,0 +1,69 @@
+"""Where and in which number format to compute."""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import AbstractContextManager
+
+import torch
+
+from security.errors import SafelightError
+from trainer.config.schema import Precision
+
+DTYPES = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a setting; `auto` takes the first CUDA GPU, then Apple's, then the CPU.
+
+    Raises SafelightError when the named one isn't there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise SafelightError(
+            f"training.device is {name}, but torch sees {torch.cuda.device_count()} NVIDIA GPUs. Set it to auto or cpu."
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise SafelightError(
+            "training.device is mps, but this is no Mac with Apple's GPU support. Set it to auto or cpu."
+        )
+    return device
+
+
+def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """The base model's number format. Raises SafelightError when the GPU can't compute in it."""
+    if precision is Precision.AUTO:
+        return (
+            torch.bfloat16
+            if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+            else torch.float32
+        )
+    if (
+        precision is Precision.BF16
+        and device.type == "cuda"
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
+        raise SafelightError("model.precision is bf16, which this GPU can't compute in. Set it to fp16 or auto.")
+    return DTYPES[precision]
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
+    """Mixed precision: the base and the activations in `dtype`, the LoRA's weights kept in fp32."""
+    if dtype is torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype)
+
+
+def device_label(device: torch.device, dtype: torch.dtype) -> str:
+    """For people: `NVIDIA H200, bf16` or `CPU, fp32`."""
+    name = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else {"cpu": "CPU", "mps": "Apple GPU"}[device.type]
+    )
+    return f"{name}, {dtype_label(dtype)}"
+
+
+def dtype_label(dtype: torch.dtype) -> str:
+    """`fp32`, `bf16` or `fp16`."""
+    return {value: key for key, value in DTYPES.items()}[dtype].value

@@ -1,0 +1,113 @@
+"""Everything a run encodes once: pictures to latents, prompts to conditioning. Encoders are freed when they are done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from trainer.config.schema import SampleConfig, TrainConfig
+from trainer.dataset.batches import PlacedPicture
+from trainer.dataset.cache import TensorCache, cached, latents_key, load_pixels, text_key
+from trainer.families.base import Components, Conditioning, ModelFamily
+from trainer.sampling import SamplePrompts, evaluation
+
+Report = Callable[[int, int], None]
+"""Called with (done, total) after each item; may raise to end the work."""
+
+
+def encode_pictures(
+    family: ModelFamily,
+    components: Components,
+    placed: Sequence[PlacedPicture],
+    *,
+    flips: tuple[bool, ...],
+    cache: TensorCache | None,
+    report: Report,
+) -> dict[tuple[int, bool], Tensor]:
+    """Latents (1, C, h, w) fp32 on the CPU by (index, flipped). Flipped pictures are encoded, not mirrored latents.
+
+    One picture at a time, so that a picture's latents never depend on which others were cached already.
+    """
+    fingerprint = components.model_files.fingerprint
+    latents = {}
+    for index, one in enumerate(placed):
+        for flip in flips:
+            pixels = _PixelsToLatents(family, components, one, flip)
+            latents[index, flip] = cached(cache, latents_key(one, fingerprint, flip=flip), pixels)["latents"]
+        report(index + 1, len(placed))
+    return latents
+
+
+@dataclass(frozen=True)
+class _PixelsToLatents:
+    family: ModelFamily
+    components: Components
+    placed: PlacedPicture
+    flip: bool
+
+    def __call__(self) -> dict[str, Tensor]:
+        pixels = load_pixels(self.placed.picture.path, self.placed.placement, flip=self.flip)
+        return {"latents": self.family.encode_images(self.components, pixels)}
+
+
+@dataclass
+class Prompts:
+    """Prompts as the denoiser hears them: looked up when they were encoded before, else encoded now.
+
+    `live`: the text encoder learns, so nothing may be kept and gradients must flow.
+    """
+
+    family: ModelFamily
+    components: Components
+    config: TrainConfig
+    live: bool
+    cache: TensorCache | None
+    known: dict[str, Conditioning] = field(default_factory=dict)
+
+    def prepare(self, prompts: Iterable[str], report: Report) -> None:
+        """Encodes prompts once and keeps them; does nothing when the text encoder learns."""
+        todo = sorted(set(prompts) - self.known.keys()) if not self.live else []
+        for done, prompt in enumerate(todo, start=1):
+            self.known[prompt] = self._encode_once(prompt)
+            report(done, len(todo))
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Conditioning of a batch, on the device of the denoiser or the CPU; without time ids."""
+        if self.live:
+            return self._encode(prompts)
+        return Conditioning.cat([self.known.get(prompt) or self._encode_frozen(prompt) for prompt in prompts])
+
+    def of_samples(self, settings: SampleConfig) -> SamplePrompts:
+        """The sample prompts as the model hears them now, encoded in evaluation mode and without gradients."""
+        encoders = [encoder for encoder in self.components.text_encoders if encoder is not None]
+        with evaluation(encoders), torch.no_grad():
+            return SamplePrompts(
+                tuple(self.encode([prompt]) for prompt in settings.prompts), self.encode([settings.negative_prompt])
+            )
+
+    def _encode_frozen(self, prompt: str) -> Conditioning:
+        with torch.no_grad():  # a shuffled caption comes only once, so keeping it would only fill the disk
+            return self._encode([prompt])
+
+    def _encode_once(self, prompt: str) -> Conditioning:
+        model, dataset = self.config.model, self.config.dataset
+        key = text_key(
+            prompt,
+            self.components.model_files.fingerprint,
+            clip_skip=model.clip_skip,
+            max_token_length=dataset.max_token_length,
+            dtype=self.components.text_encoders[0].dtype,
+        )
+        with torch.no_grad():
+            return Conditioning.from_tensors(cached(self.cache, key, lambda: self._encode([prompt]).to_tensors()))
+
+    def _encode(self, prompts: Sequence[str]) -> Conditioning:
+        return self.family.encode_prompts(
+            self.components,
+            prompts,
+            clip_skip=self.config.model.clip_skip,
+            max_token_length=self.config.dataset.max_token_length,
+        )

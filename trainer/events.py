@@ -1,0 +1,175 @@
+"""What a run tells the world: one frozen dataclass per kind of event, and their JSON form.
+
+The page, the command line and the log are all readers of this one stream.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Event:
+    """Base of all events. `time`: seconds since the epoch, set when the event is made."""
+
+    time: float = field(default_factory=time.time, kw_only=True)
+
+
+@dataclass(frozen=True)
+class Queued(Event):
+    """The run folder exists and waits for its turn."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Preparing(Event):
+    """What is being done before the first step. `done` of `total`; total 0 when it can't be counted."""
+
+    phase: str
+    done: int = 0
+    total: int = 0
+
+
+@dataclass(frozen=True)
+class Started(Event):
+    """Training begins (or goes on, `first_step` > 0). Sizes in bytes."""
+
+    total_steps: int
+    first_step: int
+    num_images: int
+    steps_per_epoch: float
+    family: str
+    device: str
+    trainable_parameters: int
+
+
+@dataclass(frozen=True)
+class Resumed(Event):
+    """The run goes on from the checkpoint of `step`; later steps recorded before are void."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class StepDone(Event):
+    """One optimizer step. `gradient_norm` is measured before clipping, None where fp16's loss scaler skipped the step;
+    `images_seen` counts from the start of the run."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float | None
+    images_seen: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Validated(Event):
+    """Held-out loss after `step` steps; step 0 is the base without the LoRA."""
+
+    step: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class SampleSaved(Event):
+    """One sample picture. `path` is relative to the run folder."""
+
+    step: int
+    index: int
+    prompt: str
+    seed: int
+    path: str
+
+
+@dataclass(frozen=True)
+class CheckpointSaved(Event):
+    """A checkpoint that the run can go on from. `path` is relative to the run folder."""
+
+    step: int
+    path: str
+
+
+@dataclass(frozen=True)
+class LoraSaved(Event):
+    """An exported LoRA file. `path` is relative to the run folder; `key_format` is kohya or diffusers."""
+
+    step: int
+    path: str
+    key_format: str
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class Warned(Event):
+    """Something the user should know; the run goes on."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Stopping(Event):
+    """The user asked for an end; the run finishes its step and saves. `pause`: it means to go on later."""
+
+    pause: bool
+
+
+@dataclass(frozen=True)
+class Paused(Event):
+    """The run saved a checkpoint and gave its memory back; it can go on from `step`."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class Finished(Event):
+    """The run is over. `stopped`: ended early by the user, with everything saved."""
+
+    step: int
+    stopped: bool
+
+
+@dataclass(frozen=True)
+class Failed(Event):
+    """The run broke. `message` is for the user; `error_id` finds the details in the log."""
+
+    message: str
+    step: int
+    error_id: str = ""
+
+
+EVENTS: dict[str, type[Event]] = {
+    cls.__name__: cls
+    for cls in (
+        Queued,
+        Preparing,
+        Started,
+        Resumed,
+        StepDone,
+        Validated,
+        SampleSaved,
+        CheckpointSaved,
+        LoraSaved,
+        Warned,
+        Stopping,
+        Paused,
+        Finished,
+        Failed,
+    )
+}
+TERMINAL = (Paused, Finished, Failed)
+
+
+def to_json(event: Event) -> dict[str, Any]:
+    """The event as plain values with its name under `event`."""
+    return {"event": type(event).__name__, **dataclasses.asdict(event)}
+
+
+def from_json(values: dict[str, Any]) -> Event:
+    """The reverse of `to_json`. Raises KeyError for an unknown event, TypeError for wrong fields."""
+    fields = dict(values)
+    return EVENTS[fields.pop("event")](**fields)

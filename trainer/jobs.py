@@ -1,0 +1,274 @@
+"""The queue and the one running job, on a thread of this process. Closing a page touches none of it.
+
+The only writer of run folders; readers (page, command line) follow each run's event file.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from filelock import Timeout
+
+from security.errors import SafelightError
+from security.roots import Root
+from trainer import events
+from trainer.config.schema import TrainConfig
+from trainer.events import Event
+from trainer.runs import LossPoint, Progress, RunFolder, RunReader
+from trainer.workspace import Workspace
+
+logger = logging.getLogger("safelight.jobs")
+
+
+@dataclass(frozen=True)
+class Control:
+    """What the user asks of a running job; the loop looks at it after every step."""
+
+    stop: threading.Event = field(default_factory=threading.Event)
+    pause: threading.Event = field(default_factory=threading.Event)
+    sample_now: threading.Event = field(default_factory=threading.Event)
+    save_now: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def ends(self) -> bool:
+        """Whether the run has been asked to end."""
+        return self.stop.is_set() or self.pause.is_set()
+
+
+Trainer = Callable[[TrainConfig, RunFolder, Workspace, Callable[[Event], None], Control], None]
+
+
+def _train(
+    config: TrainConfig, folder: RunFolder, workspace: Workspace, emit: Callable[[Event], None], control: Control
+) -> None:
+    from trainer.loop import train  # torch is imported here, on the job's thread, so that the page is up in seconds
+
+    train(config, folder, workspace, emit, control)
+
+
+class Jobs:
+    """Runs of one workspace: start, stop, pause, go on, watch."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+        self._guard = threading.RLock()
+        self._queue: deque[str] = deque()
+        self._active: str | None = None
+        self._control = Control()
+        self._thread: threading.Thread | None = None
+        self._closing = False
+        self._readers: dict[str, RunReader] = {}
+
+    @property
+    def active_run_id(self) -> str | None:
+        """The run that this process trains now."""
+        return self._active
+
+    @property
+    def waiting(self) -> tuple[str, ...]:
+        """Runs in the queue, next one first."""
+        return tuple(self._queue)
+
+    def submit(self, config: TrainConfig) -> str:
+        """Creates a run and starts it, or queues it behind the active one. Returns its id."""
+        folder = RunFolder.create(self.workspace, config)
+        self._enqueue(folder.run_id)
+        return folder.run_id
+
+    def resume(self, run_id: str) -> None:
+        """Lets a paused, stopped, failed or interrupted run go on from its last good checkpoint.
+
+        Raises SafelightError when it is active, finished, or held by another process.
+        """
+        progress = self.progress(run_id)
+        if progress.state.is_active:
+            raise SafelightError(f"Run {run_id} is {progress.state.value} already.")
+        if not progress.can_resume:
+            raise SafelightError(f"Run {run_id} is finished. Start a new run with these settings to train more.")
+        self._enqueue(run_id)
+
+    def _enqueue(self, run_id: str) -> None:
+        with self._guard:
+            if self._closing:
+                raise SafelightError("Safelight is shutting down; start it again first.")
+            self._queue.append(run_id)
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._work, name="safelight-trainer", daemon=True)
+                self._thread.start()
+
+    def stop(self) -> None:
+        """Asks the active run to finish its step, save the LoRA and end. Raises SafelightError when nothing runs."""
+        self._end(pause=False)
+
+    def pause(self) -> None:
+        """Asks the active run to finish its step, write a checkpoint and give its memory back."""
+        self._end(pause=True)
+
+    def _end(self, *, pause: bool) -> None:
+        with self._guard:
+            folder = self._active_folder()
+            chosen = self._control.pause if pause else self._control.stop
+            if not self._control.ends:
+                folder.append(events.Stopping(pause))
+            chosen.set()
+
+    def sample_now(self) -> None:
+        """Asks the active run to draw its samples after this step."""
+        if not self._active_folder().config().sample.prompts:
+            raise SafelightError("This run has no sample prompts, so there is nothing to draw.")
+        self._control.sample_now.set()
+
+    def save_now(self) -> None:
+        """Asks the active run to write a checkpoint and a LoRA file after this step."""
+        self._active_folder()
+        self._control.save_now.set()
+
+    def _active_folder(self) -> RunFolder:
+        if self._active is None:
+            raise SafelightError("Nothing is training.")
+        return RunFolder.find(self.workspace, self._active)
+
+    def cancel(self, run_id: str) -> None:
+        """Takes a waiting run out of the queue and removes its folder if it never trained."""
+        with self._guard:
+            if run_id not in self._queue:
+                raise SafelightError(f"Run {run_id} is not waiting.")
+            self._queue.remove(run_id)
+            if self.progress(run_id).step == 0:
+                self._remove(run_id)
+
+    def delete(self, run_id: str) -> None:
+        """Removes a run's folder with everything in it. Raises SafelightError while the run is active."""
+        with self._guard:
+            state = self.progress(run_id).state
+            if state.is_active:
+                raise SafelightError(f"Run {run_id} is {state.value}. Stop it before deleting it.")
+            self._remove(run_id)
+
+    def _remove(self, run_id: str) -> None:
+        folder = RunFolder.find(self.workspace, run_id)
+        self._readers.pop(run_id, None)
+        Root(self.workspace.runs_dir).remove_tree(folder.path)
+
+    def runs(self) -> list[Progress]:
+        """Every run of the workspace, newest first."""
+        ids = [
+            path.parent.name for path in self.workspace.runs_dir.glob("*/config.toml") if not path.parent.is_symlink()
+        ]
+        return sorted((self.progress(run_id) for run_id in ids), key=lambda run: run.created, reverse=True)
+
+    def progress(self, run_id: str) -> Progress:
+        """The run as of now. Raises SafelightError when there is none of that name."""
+        held = True if run_id == self._active else None
+        return self._reader(run_id).progress(held=held, waiting=run_id in self._queue)
+
+    def current(self) -> Progress | None:
+        """The active run, else the newest one, else None."""
+        if self._active is not None:
+            return self.progress(self._active)
+        runs = self.runs()
+        active = [run for run in runs if run.state.is_active]
+        return (active or runs or [None])[0]
+
+    def loss_curve(self, run_id: str, max_points: int = 400) -> list[LossPoint]:
+        """The run's losses, thinned."""
+        reader = self._reader(run_id)
+        reader.refresh()
+        with reader.guard:
+            return reader.history.loss_curve(max_points)
+
+    def lines(self, run_id: str, since: int = 0) -> list[tuple[int, str]]:
+        """Log lines from number `since` on, each with its number."""
+        reader = self._reader(run_id)
+        reader.refresh()
+        with reader.guard:
+            return list(enumerate(reader.lines[since:], start=since))
+
+    def _reader(self, run_id: str) -> RunReader:
+        folder = RunFolder.find(self.workspace, run_id)
+        with self._guard:
+            if run_id not in self._readers:
+                self._readers[run_id] = RunReader(folder)
+            return self._readers[run_id]
+
+    def shutdown(self, timeout_seconds: float = 20.0) -> bool:
+        """Stops the active run, leaves waiting ones as they are, and waits. Returns whether the run ended in time."""
+        with self._guard:
+            self._closing = True
+            self._queue.clear()
+            if self._active is not None:
+                self._end(pause=False)
+            thread = self._thread
+        if thread is not None:
+            thread.join(timeout_seconds)
+            return not thread.is_alive()
+        return True
+
+    def wait(self, timeout_seconds: float | None = None) -> bool:
+        """Waits until nothing is left to do. Returns False when the time is up first."""
+        thread = self._thread
+        if thread is not None:
+            thread.join(timeout_seconds)
+            return not thread.is_alive()
+        return True
+
+    def _work(self) -> None:
+        while True:
+            with self._guard:
+                if not self._queue:
+                    self._active, self._thread = None, None
+                    return
+                run_id = self._queue.popleft()
+                self._active, self._control = run_id, Control()
+            folder = RunFolder.find(self.workspace, run_id)
+            try:
+                with folder.lock().acquire(timeout=0):
+                    self._run(folder, self._control)
+            except Timeout:
+                folder.append(
+                    events.Warned("Another Safelight process is training this run, so it was not started twice.")
+                )
+            finally:
+                with self._guard:
+                    self._active = None
+
+    def _run(self, folder: RunFolder, control: Control, train: Trainer = _train) -> None:
+        step = 0
+
+        def emit(event: Event) -> None:
+            nonlocal step
+            step = event.step if isinstance(event, events.StepDone) else step
+            folder.append(event)
+
+        try:
+            train(folder.config(), folder, self.workspace, emit, control)
+        except SafelightError as error:
+            emit(events.Failed(str(error), step))
+        except Exception as error:  # the job thread's last line: report, whatever it was
+            error_id = secrets.token_hex(3).upper()
+            logger.exception("run %s failed (id %s)", folder.run_id, error_id)
+            emit(events.Failed(_message(error, self.workspace.logs_dir), step, error_id))
+
+
+def _message(error: Exception, logs_dir: Path) -> str:
+    """What to tell the user about an error that no one foresaw."""
+    if isinstance(error, OSError) and error.errno == 28:
+        return "The disk is full. Make room, then press Continue: the run goes on from its last checkpoint."
+    if (
+        type(error).__name__ == "OutOfMemoryError"
+        or isinstance(error, MemoryError)
+        or "not enough memory" in str(error)
+    ):
+        return (
+            "The device ran out of memory. Lower dataset.resolution or training.batch_size, or switch "
+            "training.gradient_checkpointing on, then start again."
+        )
+    return (
+        f"Something unforeseen went wrong ({type(error).__name__}). The details are in {logs_dir.name}/safelight.log."
+    )

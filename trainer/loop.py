@@ -1,0 +1,175 @@
+"""The training loop: prepare, step, and what is due after a step. Readable top to bottom."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+
+from trainer import events
+from trainer.checkpoints import save_checkpoint
+from trainer.config.schema import KeyFormat, TrainConfig
+from trainer.dataset.captions import split_tags
+from trainer.dataset.scan import num_samples
+from trainer.device import device_label, dtype_label
+from trainer.export import save_lora, verify_export
+from trainer.jobs import Control
+from trainer.metadata import ExportFacts, build_metadata
+from trainer.resume import capture
+from trainer.runs import RunFolder
+from trainer.sampling import draw
+from trainer.setup import Emit, Run, StoppedEarly, prepare, steps_per_epoch
+from trainer.step import train_step
+from trainer.validation import held_out_loss
+from trainer.workspace import Workspace
+
+
+def train(config: TrainConfig, folder: RunFolder, workspace: Workspace, emit: Emit, control: Control) -> None:
+    """Trains one LoRA into the run folder, from its last checkpoint if it has one; says everything by events.
+
+    Raises SafelightError for what the user can mend. Asked to stop, it finishes its step, saves and returns.
+    """
+    try:
+        run = prepare(config, folder, workspace, emit, control)
+    except StoppedEarly:
+        emit(events.Paused(0) if control.pause.is_set() else events.Finished(0, stopped=True))
+        return
+    announce(run, emit)
+    total = config.training.max_train_steps
+    if run.step == 0:
+        validate(run, emit)
+        draw_samples(run, emit, control)
+
+    while run.step < total and not control.ends:
+        emit(train_step(run))
+        if run.step == total or control.ends:
+            break
+        if due(run.step, config.validation.every_n_steps):
+            validate(run, emit)
+        if due(run.step, config.sample.every_n_steps) or taken(control.sample_now):
+            draw_samples(run, emit, control)
+        if due(run.step, config.save.every_n_steps) or taken(control.save_now):
+            save(run, emit, stem=f"{config.name}-step{run.step:06d}")
+
+    finish(run, emit, control)
+
+
+def announce(run: Run, emit: Emit) -> None:
+    """Says what is about to be trained."""
+    if run.resumed_from is not None:
+        emit(events.Resumed(run.resumed_from))
+    emit(
+        events.Started(
+            total_steps=run.config.training.max_train_steps,
+            first_step=run.step,
+            num_images=len(run.pictures.placed),
+            steps_per_epoch=steps_per_epoch(run),
+            family=run.family.name,
+            device=device_label(run.device, run.dtype),
+            trainable_parameters=sum(parameter.numel() for parameter in run.parameters),
+        )
+    )
+
+
+def finish(run: Run, emit: Emit, control: Control) -> None:
+    """The end of a run: a checkpoint always, the LoRA unless it is only paused, last samples unless it was cut short."""
+    total = run.config.training.max_train_steps
+    if run.step < total and control.pause.is_set() and not control.stop.is_set():
+        save_state(run, emit)
+        emit(events.Paused(run.step))
+        return
+    if run.step > 0:
+        save(run, emit, stem=run.config.name)
+    if run.step == total:
+        validate(run, emit)
+        draw_samples(run, emit, control)
+    emit(events.Finished(run.step, stopped=run.step < total))
+
+
+def validate(run: Run, emit: Emit) -> None:
+    """Measures the held-out loss, if there are held-out pictures."""
+    if run.held_out.placed:
+        emit(events.Validated(run.step, held_out_loss(run)))
+
+
+def draw_samples(run: Run, emit: Emit, control: Control) -> None:
+    """Draws every sample prompt with its own fixed seed; ends early when the user wants to stop."""
+    settings = run.config.sample
+    if not settings.prompts:
+        return
+    run.folder.samples_dir.mkdir(exist_ok=True)
+    run.components.vae.to(run.device)
+    prompts = run.prompts.of_samples(settings)
+    for index, prompt in enumerate(settings.prompts):
+        image = draw(
+            run.family,
+            run.components,
+            run.noise_schedule,
+            settings,
+            prompts,
+            index=index,
+            interrupted=lambda: control.ends,
+        )
+        if image is None:
+            break
+        path = run.folder.samples_dir / f"step-{run.step:08d}-{index:02d}.png"
+        image.save(path)
+        emit(
+            events.SampleSaved(
+                run.step, index, prompt, settings.seed + index, path.relative_to(run.folder.path).as_posix()
+            )
+        )
+    run.components.vae.to("cpu")
+
+
+def save(run: Run, emit: Emit, *, stem: str) -> None:
+    """Writes a checkpoint, and the LoRA as file(s) named `stem` in the run folder, read back and compared."""
+    save_state(run, emit)
+    settings = run.config.save
+    formats = [KeyFormat.KOHYA, KeyFormat.DIFFUSERS] if settings.key_format is KeyFormat.BOTH else [settings.key_format]
+    metadata = build_metadata(run.config, export_facts(run))
+    for key_format in formats:
+        suffix = "_diffusers" if key_format is KeyFormat.DIFFUSERS and len(formats) > 1 else ""
+        path = run.folder.path / f"{stem}{suffix}.safetensors"
+        num_bytes = save_lora(
+            run.components, run.family, path, key_format=key_format, precision=settings.precision, metadata=metadata
+        )
+        verify_export(path, run.components, run.family, settings.precision)
+        emit(events.LoraSaved(run.step, path.name, key_format.value, num_bytes))
+
+
+def export_facts(run: Run) -> ExportFacts:
+    """What the LoRA file should say of this run, besides its settings."""
+    files, pictures = run.components.model_files, [one.picture for one in run.pictures.placed]
+    tags = Counter(tag for picture in pictures for tag in split_tags(picture.caption) for _ in range(picture.repeats))
+    return ExportFacts(
+        family=run.family.name,
+        base_name=files.name,
+        base_fingerprint=files.fingerprint,
+        prediction_type=run.noise_schedule.prediction_type,
+        zero_terminal_snr=run.noise_schedule.zero_terminal_snr,
+        num_train_images=num_samples(pictures),
+        step=run.step,
+        started_at=run.started_at,
+        finished_at=time.time(),
+        mixed_precision=dtype_label(run.dtype).replace("fp32", "no"),
+        tag_frequency=dict(tags) if run.config.save.save_captions else None,
+    )
+
+
+def save_state(run: Run, emit: Emit) -> None:
+    """Writes a checkpoint to go on from."""
+    path = save_checkpoint(run.folder.checkpoints_dir, capture(run), keep_last=run.config.save.keep_last)
+    emit(events.CheckpointSaved(run.step, path.relative_to(run.folder.path).as_posix()))
+
+
+def due(step: int, every_n_steps: int) -> bool:
+    """Whether something that happens every n steps happens after this one; 0 means never."""
+    return every_n_steps > 0 and step % every_n_steps == 0
+
+
+def taken(request: threading.Event) -> bool:
+    """Whether the user asked for something since the last look; asking once gives it once."""
+    asked = request.is_set()
+    request.clear()
+    return asked

@@ -1,0 +1,121 @@
+"""What a LoRA file says about itself: kohya's `ss_*` entries and the modelspec standard. Imports no torch.
+
+Other programs read these to know the base model, the rank and the resolution. Only what is true and known is written;
+captions only if the user wants it, and no path of the machine ever.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from trainer.config.schema import KeyFormat, TrainConfig
+from trainer.families import family_row
+
+_PREDICTION_NAMES = {"epsilon": "epsilon", "v_prediction": "v"}
+"""Prediction types in the words of modelspec."""
+IMPLEMENTATIONS = {
+    KeyFormat.KOHYA: "https://github.com/Stability-AI/generative-models",
+    KeyFormat.DIFFUSERS: "diffusers",
+}
+"""Whose module names the keys follow, as modelspec wants it told."""
+
+
+@dataclass(frozen=True)
+class ExportFacts:
+    """What only the run knows. `base_name` is the model's name without its path; times in seconds since the epoch.
+
+    `base_fingerprint` is the base's content hash. `tag_frequency` counts captions' tags; None leaves them out.
+    `mixed_precision`: the base's format as kohya calls it, "no", "fp16" or "bf16".
+    """
+
+    family: str
+    base_name: str
+    base_fingerprint: str
+    prediction_type: str
+    zero_terminal_snr: bool
+    num_train_images: int
+    step: int
+    started_at: float
+    finished_at: float
+    mixed_precision: str = "no"
+    tag_frequency: Mapping[str, int] | None = None
+
+
+def build_metadata(config: TrainConfig, facts: ExportFacts) -> dict[str, str]:
+    """All entries as texts, ready for a .safetensors header. The writer adds the hash and the key names' origin."""
+    return _kohya_entries(config, facts) | _modelspec_entries(config, facts)
+
+
+def _kohya_entries(config: TrainConfig, facts: ExportFacts) -> dict[str, str]:
+    """Entries of kohya's sd-scripts, in its own forms: Python's words for yes, no and none."""
+    optimizer, dataset, training = config.optimizer, config.dataset, config.training
+    clip_skip = config.model.clip_skip if family_row(facts.family).has_clip_skip else None
+    values: dict[str, object] = {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": config.lora.rank,
+        "ss_network_alpha": config.lora.alpha,
+        "ss_network_dropout": config.lora.dropout or None,
+        "ss_base_model_version": family_row(facts.family).base_model_version,
+        "ss_v2": False,
+        "ss_sd_model_name": facts.base_name,
+        "safelight_base_fingerprint": facts.base_fingerprint,
+        "ss_output_name": config.name,
+        "ss_learning_rate": optimizer.learning_rate,
+        "ss_unet_lr": optimizer.learning_rate,
+        "ss_text_encoder_lr": optimizer.text_encoder_learning_rate if config.lora.train_text_encoder else None,
+        "ss_optimizer": optimizer.name,
+        "ss_lr_scheduler": optimizer.schedule.value,
+        "ss_lr_warmup_steps": optimizer.warmup_steps,
+        "ss_max_train_steps": training.max_train_steps,
+        "ss_steps": facts.step,
+        "ss_num_train_images": facts.num_train_images,
+        "ss_batch_size_per_device": training.batch_size,
+        "ss_gradient_accumulation_steps": training.gradient_accumulation_steps,
+        "ss_gradient_checkpointing": training.gradient_checkpointing,
+        "ss_max_grad_norm": training.max_grad_norm,
+        "ss_mixed_precision": facts.mixed_precision,
+        "ss_seed": training.seed,
+        "ss_resolution": (dataset.resolution, dataset.resolution),
+        "ss_enable_bucket": dataset.aspect_buckets,
+        "ss_max_token_length": dataset.max_token_length,
+        "ss_shuffle_caption": dataset.shuffle_tags,
+        "ss_keep_tokens": dataset.keep_tokens,
+        "ss_caption_dropout_rate": dataset.caption_dropout_rate,
+        "ss_flip_aug": dataset.flip_augmentation,
+        "ss_cache_latents": dataset.cache_latents,
+        "ss_clip_skip": clip_skip,
+        "ss_min_snr_gamma": config.loss.min_snr_gamma or None,
+        "ss_noise_offset": config.loss.noise_offset or None,
+        "ss_zero_terminal_snr": facts.zero_terminal_snr,
+        "ss_training_started_at": facts.started_at,
+        "ss_training_finished_at": facts.finished_at,
+    }
+    entries = {key: str(value) for key, value in values.items()}
+    if config.save.save_captions and facts.tag_frequency is not None:
+        entries["ss_tag_frequency"] = json.dumps({dataset_name(config): dict(facts.tag_frequency)}, ensure_ascii=False)
+    return entries
+
+
+def dataset_name(config: TrainConfig) -> str:
+    """The dataset's name without the folders that it lies in: those are nobody's business."""
+    return config.dataset.folder.replace("\\", "/").rstrip("/").rpartition("/")[2]
+
+
+def _modelspec_entries(config: TrainConfig, facts: ExportFacts) -> dict[str, str]:
+    """Entries of modelspec 1.0.0 (https://github.com/Stability-AI/ModelSpec)."""
+    entries = {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": f"{family_row(facts.family).architecture}/lora",
+        "modelspec.title": config.name,
+        "modelspec.date": datetime.fromtimestamp(facts.finished_at, UTC).isoformat(timespec="seconds"),
+        "modelspec.resolution": f"{config.dataset.resolution}x{config.dataset.resolution}",
+        "modelspec.prediction_type": _PREDICTION_NAMES[facts.prediction_type],
+    }
+    if family_row(facts.family).has_clip_skip:
+        entries["modelspec.encoder_layer"] = str(config.model.clip_skip)
+    if config.dataset.trigger_word:
+        entries["modelspec.trigger_phrase"] = config.dataset.trigger_word
+    return entries

@@ -1,0 +1,1 @@
+"""Base models: what a file is, and what is in the library. Imports no torch."""

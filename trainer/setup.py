@@ -1,0 +1,285 @@
+"""From settings to a run that is ready to step: load, freeze, adapt, scan, encode, build the optimizer, restore."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from security.environment import offline_environment
+from security.errors import SafelightError
+from trainer import events
+from trainer.adapters import add_lora
+from trainer.checkpoints import newest_good_checkpoint
+from trainer.config.schema import TrainConfig
+from trainer.dataset.batches import BatchPlan, PlacedPicture
+from trainer.dataset.buckets import bucket_sizes, place
+from trainer.dataset.cache import TensorCache
+from trainer.dataset.captions import changes_every_step
+from trainer.dataset.scan import Picture, find_dataset, scan_folder
+from trainer.device import choose_device, choose_dtype
+from trainer.encoded import Prompts, encode_pictures
+from trainer.events import Event
+from trainer.families import get_family
+from trainer.families.base import Components, ModelFamily, NoiseSchedule
+from trainer.jobs import Control
+from trainer.models.library import find_model
+from trainer.optimizers import build_optimizer
+from trainer.randomness import derive_seed
+from trainer.resume import restore
+from trainer.runs import RunFolder
+from trainer.workspace import Workspace
+
+Emit = Callable[[Event], None]
+
+
+class StoppedEarly(Exception):
+    """The user ended the run while it was being prepared."""
+
+
+@dataclass
+class PictureSet:
+    """Pictures with their buckets and latents (1, C, h, w) fp32 on the CPU, by (index, flipped)."""
+
+    placed: list[PlacedPicture]
+    latents: dict[tuple[int, bool], Tensor]
+
+
+@dataclass
+class Run:
+    """A run that is ready to step. `step`: optimizer steps done. What it does is in trainer/loop.py."""
+
+    config: TrainConfig
+    folder: RunFolder
+    family: ModelFamily
+    components: Components
+    noise_schedule: NoiseSchedule
+    device: torch.device
+    dtype: torch.dtype
+    pictures: PictureSet
+    held_out: PictureSet
+    plan: BatchPlan
+    prompts: Prompts
+    adapted: dict[str, nn.Module]
+    parameters: list[nn.Parameter]
+    optimizer: Optimizer
+    scaler: torch.amp.GradScaler
+    started_at: float = field(default_factory=time.time)
+    step: int = 0
+    images_seen: int = 0
+    resumed_from: int | None = None
+    base_learning_rates: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Preparation:
+    """Says what is being done, and ends it when the user asks."""
+
+    emit: Emit
+    control: Control
+
+    def phase(self, text: str, done: int = 0, total: int = 0) -> None:
+        """Reports a phase. Raises StoppedEarly when the user wants to stop."""
+        if self.control.ends:
+            raise StoppedEarly
+        self.emit(events.Preparing(text, done, total))
+
+    def counting(self, text: str) -> Callable[[int, int], None]:
+        """A report of (done, total) for a phase."""
+        return lambda done, total: self.phase(text, done, total)
+
+
+def prepare(config: TrainConfig, folder: RunFolder, workspace: Workspace, emit: Emit, control: Control) -> Run:
+    """Everything before the first step. Raises SafelightError for what the user can mend, StoppedEarly on stop."""
+    preparation = Preparation(emit, control)
+    preparation.phase("Reading pictures")
+    scanned = _scan(config, find_dataset(workspace, config.dataset.folder), emit)
+    held_out = (
+        _scan(config, find_dataset(workspace, config.validation.folder), emit) if config.validation.folder else []
+    )
+    _refuse_leaks(scanned, held_out)
+
+    preparation.phase("Loading the base model")
+    offline_environment()
+    device = choose_device(config.training.device)
+    dtype = choose_dtype(config.model.precision, device)
+    files = find_model(workspace, config.model.base)
+    family = get_family(files.family)
+    components = family.load(files, device, dtype)
+    noise_schedule = family.schedule(components, config.model)
+
+    step = family.bucket_step(components)
+    _refuse_odd_sample_size(config, step)
+    sets = [_place(pictures, config, step) for pictures in (scanned, held_out)]
+    prompts = _encode(config, family, components, sets, workspace, preparation)
+    _warn_about_captions(config, family, components, sets[0], emit)
+    _free_encoders(components, prompts)
+
+    preparation.phase("Adding the LoRA")
+    adapted, groups = _adapt(config, family, components)
+    optimizer = build_optimizer(config.optimizer, groups)
+    run = Run(
+        config=config,
+        folder=folder,
+        family=family,
+        components=components,
+        noise_schedule=noise_schedule.to(device),
+        device=device,
+        dtype=dtype,
+        pictures=sets[0],
+        held_out=sets[1],
+        plan=BatchPlan(sets[0].placed, config.training.batch_size, config.training.seed),
+        prompts=prompts,
+        adapted=adapted,
+        parameters=[parameter for group in groups for parameter in group["params"]],
+        optimizer=optimizer,
+        scaler=torch.amp.GradScaler(device.type, enabled=dtype is torch.float16),
+        base_learning_rates=[group["lr"] for group in groups],
+    )
+    _restore(run, emit)
+    return run
+
+
+def _scan(config: TrainConfig, path: Path, emit: Emit) -> list[Picture]:
+    scan = scan_folder(path, config.dataset)
+    for name, reason in scan.skipped:
+        emit(events.Warned(f"{name} is left out: {reason}"))
+    if not scan.pictures:
+        raise SafelightError(
+            f"No usable pictures in {path.name}. Add PNG, JPEG or WebP files, or choose another dataset."
+        )
+    return list(scan.pictures)
+
+
+def _refuse_leaks(training: list[Picture], held_out: list[Picture]) -> None:
+    trained = {picture.content_hash: picture.path.name for picture in training}
+    leaks = [picture.path.name for picture in held_out if picture.content_hash in trained]
+    if leaks:
+        raise SafelightError(
+            f"{len(leaks)} of the held-out pictures are also trained on (such as {leaks[0]}), so their loss would say nothing. "
+            "Remove them from one of the two folders."
+        )
+
+
+def _refuse_odd_sample_size(config: TrainConfig, step: int) -> None:
+    for name, side in (("width", config.sample.width), ("height", config.sample.height)):
+        if config.sample.prompts and side % step:
+            nearest = max(step, round(side / step) * step)
+            raise SafelightError(
+                f"sample.{name} is {side}, but this model draws multiples of {step} pixels. Set it to {nearest}."
+            )
+
+
+def _place(pictures: list[Picture], config: TrainConfig, step: int) -> PictureSet:
+    settings = config.dataset
+    aspect = settings.max_aspect_ratio if settings.aspect_buckets else 1.0
+    sizes = bucket_sizes(settings.resolution, step, aspect)
+    return PictureSet([PlacedPicture(picture, place(picture.size, sizes)) for picture in pictures], {})
+
+
+def _encode(
+    config: TrainConfig,
+    family: ModelFamily,
+    components: Components,
+    sets: list[PictureSet],
+    workspace: Workspace,
+    preparation: Preparation,
+) -> Prompts:
+    latent_cache = TensorCache(workspace.cache_dir / "latents") if config.dataset.cache_latents else None
+    flips = (False, True) if config.dataset.flip_augmentation else (False,)
+    for pictures, text, wanted in (
+        (sets[0], "Encoding pictures", flips),
+        (sets[1], "Encoding held-out pictures", (False,)),
+    ):
+        report = preparation.counting(text)
+        pictures.latents = encode_pictures(
+            family, components, pictures.placed, flips=wanted, cache=latent_cache, report=report
+        )
+    prompts = Prompts(
+        family=family,
+        components=components,
+        config=config,
+        live=config.lora.train_text_encoder,
+        cache=TensorCache(workspace.cache_dir / "text"),
+    )
+    wanted_prompts = {one.picture.caption for pictures in sets for one in pictures.placed}
+    if config.dataset.caption_dropout_rate > 0:
+        wanted_prompts.add("")
+    if config.sample.prompts:
+        wanted_prompts |= {*config.sample.prompts, config.sample.negative_prompt}
+    prompts.prepare(wanted_prompts, preparation.counting("Encoding captions"))
+    return prompts
+
+
+def _warn_about_captions(
+    config: TrainConfig, family: ModelFamily, components: Components, pictures: PictureSet, emit: Emit
+) -> None:
+    limit = config.dataset.max_token_length
+    long = [
+        one.picture.path.name for one in pictures.placed if family.count_tokens(components, one.picture.caption) > limit
+    ]
+    if long:
+        emit(
+            events.Warned(
+                f"{len(long)} captions have more than {limit} tokens (such as {long[0]}'s); the rest of them is not learned. "
+                "Shorten them or raise dataset.max_token_length."
+            )
+        )
+    bare = [one.picture.path.name for one in pictures.placed if not one.picture.has_caption]
+    if bare:
+        emit(events.Warned(f"{len(bare)} pictures have no caption file (such as {bare[0]})."))
+    small = [one.picture.path.name for one in pictures.placed if one.placement.enlargement > 1.0]
+    if small:
+        emit(
+            events.Warned(
+                f"{len(small)} pictures are smaller than the size they are trained at (such as {small[0]}) and were enlarged."
+            )
+        )
+
+
+def _free_encoders(components: Components, prompts: Prompts) -> None:
+    """Gives back what no step needs. The VAE decodes samples; until then it waits in main memory."""
+    components.vae.to("cpu")
+    if not prompts.live and not changes_every_step(prompts.config.dataset):
+        components.text_encoders = [None] * len(components.text_encoders)
+
+
+def _adapt(
+    config: TrainConfig, family: ModelFamily, components: Components
+) -> tuple[dict[str, nn.Module], list[dict[str, object]]]:
+    seed = config.training.seed
+    adapted = {"unet": components.denoiser}
+    parameters = add_lora(
+        components.denoiser, config.lora, family.lora_targets(config.lora.targets), seed=derive_seed(seed, "lora")
+    )
+    groups: list[dict[str, object]] = [{"params": parameters, "lr": config.optimizer.learning_rate}]
+    if config.training.gradient_checkpointing:
+        components.denoiser.enable_gradient_checkpointing()
+    if config.lora.train_text_encoder:
+        text_parameters: list[nn.Parameter] = []
+        for name, module in components.modules().items():
+            if name.startswith("text_encoder"):
+                adapted[name] = module
+                text_parameters += add_lora(
+                    module, config.lora, family.text_encoder_targets(), seed=derive_seed(seed, "lora", name)
+                )
+        groups.append({"params": text_parameters, "lr": config.optimizer.text_encoder_learning_rate})
+    return adapted, groups
+
+
+def _restore(run: Run, emit: Emit) -> None:
+    checkpoint, complaints = newest_good_checkpoint(run.folder.checkpoints_dir)
+    for complaint in complaints:
+        emit(events.Warned(complaint))
+    if checkpoint is not None:
+        restore(run, checkpoint)
+
+
+def steps_per_epoch(run: Run) -> float:
+    """Optimizer steps that one look at every picture takes."""
+    return run.plan.batches_per_epoch / run.config.training.gradient_accumulation_steps

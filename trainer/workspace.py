@@ -1,0 +1,62 @@
+"""The one folder that holds everything a user owns: models, datasets, runs, cache, logs."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from security.roots import Root, refuse_unsafe_workspace
+
+REPOSITORY_DIR = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Folders of a workspace. Make one with `Workspace.open`."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: Path | None = None) -> Workspace:
+        """Opens and, if needed, creates the workspace: the given folder, $SAFELIGHT_WORKSPACE, or `workspace/` beside launch.py.
+
+        Raises RefusedPath for a folder that must not become a workspace, or that can't be written.
+        """
+        chosen = path or Path(os.environ.get("SAFELIGHT_WORKSPACE") or REPOSITORY_DIR / "workspace")
+        resolved = chosen.expanduser().resolve()
+        refuse_unsafe_workspace(resolved)
+        workspace = cls(resolved)
+        for folder in (
+            workspace.models_dir,
+            workspace.datasets_dir,
+            workspace.runs_dir,
+            workspace.cache_dir,
+            workspace.logs_dir,
+        ):
+            folder.mkdir(parents=True, exist_ok=True)
+        return workspace
+
+    @property
+    def models_dir(self) -> Path:
+        return self.path / "models"
+
+    @property
+    def datasets_dir(self) -> Path:
+        return self.path / "datasets"
+
+    @property
+    def runs_dir(self) -> Path:
+        return self.path / "runs"
+
+    @property
+    def cache_dir(self) -> Path:
+        return self.path / "cache"
+
+    @property
+    def logs_dir(self) -> Path:
+        return self.path / "logs"
+
+    def root(self) -> Root:
+        """The jail for every path inside the workspace."""
+        return Root(self.path)

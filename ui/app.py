@@ -1,0 +1,98 @@
+"""Builds the page from the TABS table: the strip, the tabs, and what connects them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from ui.messages import shown_to_the_user
+from ui.services import Services
+from ui.strip import status_strip
+from ui.tabs.dataset import dataset_tab
+from ui.tabs.models import models_tab
+from ui.tabs.runs import runs_tab
+from ui.tabs.settings import settings_tab
+from ui.tabs.start import start_demo, start_tab
+from ui.tabs.train import TrainTab
+
+
+@dataclass(frozen=True)
+class Tab:
+    """One tab: its id in addresses, its label, and the function that draws it and returns what others connect to."""
+
+    id: str
+    label: str
+    build: Callable[[Services], Any]
+
+
+TABS = (
+    Tab("start", "Start", start_tab),
+    Tab("models", "Models", models_tab),
+    Tab("dataset", "Dataset", dataset_tab),
+    Tab("train", "Train", TrainTab),
+    Tab("runs", "Runs", runs_tab),
+    Tab("settings", "Settings", settings_tab),
+)
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+
+
+def build_app(services: Services) -> gr.Blocks:
+    """The whole page. It holds no state of a run: every number on it is asked from `services`."""
+    with gr.Blocks(title="Safelight", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+        strip = status_strip(services)
+        parts: dict[str, Any] = {}
+        with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as tabs:
+            for tab in TABS:
+                with gr.Tab(tab.label, id=tab.id, elem_id=f"panel-{tab.id}"):
+                    parts[tab.id] = tab.build(services)
+        _connect(page, services, tabs, strip, parts)
+    return page
+
+
+def _connect(page: gr.Blocks, services: Services, tabs: gr.Tabs, strip: gr.HTML, parts: dict[str, Any]) -> None:
+    train: TrainTab = parts["train"]
+    monitor = parts["runs"].view
+    models, dataset = parts["models"], parts["dataset"]
+    base, folder = train.form.fields["model.base"], train.form.fields["dataset.folder"]
+    filled = [train.base, *train.form.outputs]
+    watched, told = {*train.form.inputs, train.base}, [train.tools, train.draft]
+
+    def to_run(run_id: str) -> tuple[Any, dict[str, str]]:
+        return gr.Tabs(selected="runs"), {"run": run_id}
+
+    @shown_to_the_user()
+    def try_sample_set() -> tuple[Any, dict[str, str]]:
+        return to_run(start_demo(services))
+
+    @shown_to_the_user()
+    def start_training(values: dict[gr.components.Component, Any]) -> tuple[Any, dict[str, str]]:
+        return to_run(train.submit(values))
+
+    def train_again(event: gr.EventData) -> list[Any]:
+        return [gr.Tabs(selected="train"), *train.fill_from_run(str(event.run))]
+
+    def use(event: gr.EventData) -> tuple[Any, str]:
+        return gr.Tabs(selected="train"), str(event.name)
+
+    def opening_tab(request: gr.Request) -> Any:
+        """The run that is going on, if the address (which the page's script follows) names no tab."""
+        named = "tab" in request.query_params
+        return gr.Tabs(selected="runs") if services.jobs.active_run_id and not named else gr.skip()
+
+    parts["start"].demo(try_sample_set, None, [tabs, monitor], **PRIVATE)
+    train.start.click(start_training, watched, [tabs, monitor], validator=train.faults, **PRIVATE)
+    monitor.again(train_again, None, [tabs, *filled], **PRIVATE).then(train.look, watched, told, **PRIVATE)
+    models.view.use(use, None, [tabs, base], **PRIVATE).then(train.follow_model, watched, filled, **PRIVATE).then(
+        train.look, watched, told, **PRIVATE
+    )
+    dataset.view.use(use, None, [tabs, folder], **PRIVATE).then(train.look, watched, told, **PRIVATE)
+    for event in (models.import_button.click, dataset.upload_button.click, dataset.folder_button.click):
+        event(train.library_choices, None, train.library_fields, **PRIVATE)
+    strip.state(train.start_label, None, train.start, **PRIVATE)
+    page.load(opening_tab, None, tabs, **PRIVATE)
+    page.load(train.library_choices, None, train.library_fields, **PRIVATE).then(
+        train.restore, train.draft, filled, **PRIVATE
+    ).then(train.start_label, None, train.start, **PRIVATE).then(train.look, watched, told, **PRIVATE)

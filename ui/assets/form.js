@@ -1,0 +1,98 @@
+// The Train tab's tools: the plan, what was changed, the fold with all settings and its search, the TOML dialog.
+(() => {
+  "use strict";
+  const { h, redraw, open_dialog, copy, save_as } = window.safelight;
+
+  window.safelight.define("form", ({ element, trigger, watch, props }) => {
+    const plan = h("p", { class: "sl-message", role: "status" });
+    const changed = h("div", {});
+    const all = () => document.getElementById("all-settings");
+    const blocks = () => [...(all()?.querySelectorAll(".block[id^=set-]") || [])];
+    const fold = h("button", { type: "button", class: "sl-button sl-fold", "aria-expanded": "false", "aria-controls": "all-settings" }, "All settings");
+    const find = h("input", { type: "search", id: "setting-find", class: "sl-field", placeholder: "rank, caption, seed …" });
+    const none = h("p", { class: "sl-muted", role: "status", hidden: true }, "No setting has these words.");
+    const search = h("label", { for: "setting-find", class: "sl-search", hidden: true }, "Find a setting", find);
+    element.replaceChildren(plan, h("div", { class: "sl-bar" }, fold, search), changed, none);
+
+    function open(is_open) {
+      fold.setAttribute("aria-expanded", String(is_open));
+      search.hidden = !is_open;
+      all()?.toggleAttribute("data-open", is_open);
+      if (is_open) fold.textContent = `All settings (${blocks().length})`;
+    }
+    fold.addEventListener("click", () => open(fold.getAttribute("aria-expanded") !== "true"));
+    document.addEventListener("safelight:faults", () => {
+      if (all()?.querySelector(".validation-error")) open(true);
+    });
+
+    find.addEventListener("input", () => {
+      const words = find.value.toLowerCase().split(/\s+/).filter(Boolean);
+      let found = 0;
+      for (const section of all().querySelectorAll(".sl-section")) {
+        let here = 0;
+        for (const block of section.querySelectorAll(".block[id^=set-]")) {
+          const text = `${block.id.replaceAll("-", " ")} ${block.id} ${section.id} ${block.textContent}`.toLowerCase();
+          const fits = words.every((word) => text.includes(word) || text.includes(word.replaceAll(/[._]/g, "-")));
+          block.toggleAttribute("data-filtered", !fits);
+          here += fits;
+        }
+        section.toggleAttribute("data-filtered", !here);
+        found += here;
+      }
+      none.hidden = found > 0;
+    });
+
+    function draw_changes(list) {
+      if (!list.length) return [];
+      const entry = (change) =>
+        h(
+          "li",
+          {},
+          h("span", {}, `${change.label}: ${change.from} → `, h("strong", {}, change.to)),
+          h(
+            "button",
+            { type: "button", class: "sl-button", "data-key": change.name, "aria-label": `Reset ${change.label} to ${change.from}`, onclick: () => trigger("reset", { name: change.name }) },
+            "Reset",
+          ),
+        );
+      return h(
+        "details",
+        { open: list.length <= 4 },
+        h("summary", {}, list.length === 1 ? "You changed 1 setting" : `You changed ${list.length} settings`),
+        h("ul", { class: "sl-changes" }, list.map(entry)),
+      );
+    }
+
+    function show_export({ name, text, command }) {
+      const button = (label, work, kind = "") => h("button", { type: "button", class: `sl-button ${kind}`, onclick: work }, label);
+      open_dialog(
+        name,
+        h(
+          "div",
+          {},
+          h("p", {}, "The same run without a page:"),
+          h("pre", { class: "sl-code", tabindex: "0", "aria-label": "Command" }, command),
+          h(
+            "div",
+            { class: "sl-actions" },
+            button("Copy the command", () => copy(command)),
+            button("Copy the settings", () => copy(text)),
+            button("Download", () => save_as(name, text), "sl-primary"),
+          ),
+          h("pre", { class: "sl-code", tabindex: "0", "aria-label": "Settings as TOML" }, text),
+        ),
+      );
+    }
+
+    function show() {
+      const value = props.value || {};
+      if (value.export) return show_export(value.export);
+      if (!value.plan) return;
+      plan.className = `sl-message sl-${value.plan.tone}`;
+      if (plan.textContent !== value.plan.text) plan.textContent = value.plan.text;
+      redraw(changed, value.changed, draw_changes);
+    }
+    watch("value", show);
+    show();
+  });
+})();

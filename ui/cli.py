@@ -1,0 +1,245 @@
+"""The command line: the page, and the same jobs without it. Flags and help of settings come from the schema."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from security.errors import SafelightError
+from security.versions import version_faults
+from trainer.config.files import Setting, SettingKind, iter_settings
+from trainer.workspace import REPOSITORY_DIR, Workspace
+
+USER_FAULT = 2
+"""Exit code when the user can put it right; 1 is a run or a check that failed, 0 all is well."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Argument parser that answers a mistake with one sentence and the nearest word it knows."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends with exit code 2."""
+        word = message.partition("invalid choice: '")[2].partition("'")[0]
+        near = difflib.get_close_matches(word, COMMANDS, n=1) if word else []
+        if near:
+            message = f"{word} is not a command. Did you mean {near[0]}?"
+        elif word:
+            message = f"{word} is not a command. There are: {', '.join(COMMANDS)}"
+        sys.stderr.write(f"safelight: {message} (`{self.prog} --help` tells more)\n")
+        sys.exit(USER_FAULT)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs one command and returns its exit code."""
+    if list(arguments[:1]) == ["test"] and list(arguments[1:]) not in (["--help"], ["-h"]):
+        return run_tests(arguments[1:])
+    try:
+        flags, rest = split_settings(arguments) if list(arguments[:1]) == ["train"] else ([], list(arguments))
+        options = build_parser().parse_args(rest)
+        options.flags = flags
+        command: Callable[[argparse.Namespace], int] = options.run
+        if command not in (show_doctor, run_tests) and (faults := version_faults()):
+            raise SafelightError("\n".join(faults))
+        return command(options)
+    except SafelightError as error:
+        sys.stderr.write(f"safelight: {error}\n")
+        return USER_FAULT
+    except BrokenPipeError:  # the reader of our output (head, less) has seen enough; nothing more may be flushed to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def build_parser() -> Parser:
+    """The whole command line."""
+    parser = Parser(
+        prog="python launch.py",
+        description="Trains LoRAs for image diffusion models. Without a command it serves the page.",
+        epilog="Everything a user owns is in one workspace folder: --workspace, $SAFELIGHT_WORKSPACE, or workspace/. "
+        "--no-venv (before or after a command) uses the Python that runs this instead of .venv.",
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=serve_page, workspace=None)
+    _add_page_options(parser)
+    _add_workspace(parser)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
+    for name, (add_arguments, run) in COMMANDS.items():
+        help_text = (run.__doc__ or "").splitlines()[0]
+        command = commands.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)
+        command.set_defaults(run=run)
+        add_arguments(command)
+    return parser
+
+
+def _add_page_options(parser: argparse.ArgumentParser) -> None:
+    page = parser.add_argument_group("the page")
+    page.add_argument("--port", type=_port, default=7860, help="port to serve on (default: 7860; 0 takes a free one)")
+    page.add_argument("--listen", action="store_true", help="let other machines in the network in; needs a password")
+    page.add_argument("--share", action="store_true", help="make a public link for some hours; needs a password")
+    page.add_argument("--no-browser", action="store_true", help="do not open a browser")
+    page.add_argument("--password-file", type=Path, metavar="FILE", help="use this password instead of a random one")
+
+
+def _port(text: str) -> int:
+    number = int(text) if text.isdigit() else -1
+    if not 0 <= number <= 65535:
+        raise argparse.ArgumentTypeError(f"{text} is not a port; take one from 1024 to 65535, or 0 for any free one")
+    return number
+
+
+def _add_workspace(parser: argparse.ArgumentParser) -> None:
+    # no default of its own: a command's default would hide what was given before the command
+    parser.add_argument("--workspace", type=Path, metavar="DIR", default=argparse.SUPPRESS, help="workspace folder")
+
+
+def _add_json(parser: argparse.ArgumentParser, help_text: str) -> None:
+    parser.add_argument("--json", action="store_true", help=help_text)
+
+
+def _demo_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_workspace(parser)
+    _add_json(parser, "print every event, and the result, as a line of JSON")
+    parser.add_argument("--steps", type=int, metavar="N", help="optimizer steps (default: as the page's sample set)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="copy the LoRA, samples and contact sheet there")
+
+
+def _train_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "python launch.py train RUN.toml [--section.field VALUE ...] [--workspace DIR] [--json]"
+    _add_workspace(parser)
+    _add_json(parser, "print every event as a line of JSON")
+    parser.add_argument("config", type=Path, metavar="RUN.toml", help="settings of the run; what it leaves out is default")
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for setting in iter_settings():  # only for the help: split_settings takes them out before
+        section = setting.section or "run"
+        group = groups.setdefault(section, parser.add_argument_group(f"settings: {section}"))
+        group.add_argument(f"--{setting.name}", metavar=setting.kind.value.upper(), help=setting_help(setting))
+
+
+def _resume_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_workspace(parser)
+    _add_json(parser, "print every event as a line of JSON")
+    parser.add_argument("run_id", metavar="RUN", help="name of the run, as `runs` lists it")
+
+
+def _list_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_workspace(parser)
+    _add_json(parser, "print JSON")
+
+
+def _test_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("arguments", nargs="*", metavar="PYTEST_ARGUMENT", help="handed to pytest as they are")
+
+
+def setting_help(setting: Setting) -> str:
+    """Help, allowed values and default of one setting; argparse formats it with %."""
+    allowed = f" Allowed: {setting.range_text}." if setting.range_text else ""
+    default = "nothing" if setting.default in ("", ()) else default_text(setting)
+    return f"{setting.help}{allowed} Default: {default}.".replace("%", "%%")
+
+
+def default_text(setting: Setting) -> str:
+    """The default as it is typed."""
+    if setting.kind is SettingKind.SWITCH:
+        return "on" if setting.default else "off"
+    return f"{setting.default:g}" if isinstance(setting.default, float) else str(setting.default)
+
+
+def split_settings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Takes `--section.field VALUE` out of a command line. Returns these flags and the rest, both in order."""
+    alone = {setting.name for setting in iter_settings() if not setting.section}
+    flags: list[str] = []
+    rest: list[str] = []
+    position = 0
+    while position < len(arguments):
+        name, equals, _ = arguments[position].partition("=")
+        is_setting = name.startswith("--") and ("." in name or name[2:] in alone)
+        taken = 2 if is_setting and not equals else 1
+        (flags if is_setting else rest).extend(arguments[position : position + taken])
+        position += taken
+    return flags, rest
+
+
+def open_workspace(options: argparse.Namespace) -> Workspace:
+    """The workspace that the command line names, else the usual one."""
+    return Workspace.open(options.workspace)
+
+
+def serve_page(options: argparse.Namespace) -> int:
+    """Serves the page until Ctrl+C."""
+    from ui.server import ServeOptions, serve
+
+    return serve(
+        ServeOptions(
+            port=options.port,
+            listen=options.listen,
+            share=options.share,
+            workspace=options.workspace,
+            open_browser=not options.no_browser,
+            password_file=options.password_file,
+        )
+    )
+
+
+def run_demo(options: argparse.Namespace) -> int:
+    """Trains the demo LoRA on the embedded model and dataset, without a page."""
+    from ui.cli_run import demo
+
+    return demo(open_workspace(options), options.steps, options.out, as_json=options.json)
+
+
+def run_train(options: argparse.Namespace) -> int:
+    """Trains a LoRA as a TOML file says; any setting can be given as a flag instead."""
+    from ui.cli_run import train
+
+    return train(open_workspace(options), options.config, options.flags, as_json=options.json)
+
+
+def run_resume(options: argparse.Namespace) -> int:
+    """Lets a paused, stopped, failed or interrupted run go on from its last checkpoint."""
+    from ui.cli_run import resume
+
+    return resume(open_workspace(options), options.run_id, as_json=options.json)
+
+
+def show_runs(options: argparse.Namespace) -> int:
+    """Lists the runs of the workspace, newest first."""
+    from ui.cli_lists import list_runs
+
+    return list_runs(open_workspace(options), as_json=options.json)
+
+
+def show_models(options: argparse.Namespace) -> int:
+    """Lists the base models at hand."""
+    from ui.cli_lists import list_base_models
+
+    return list_base_models(open_workspace(options), as_json=options.json)
+
+
+def show_doctor(options: argparse.Namespace) -> int:
+    """Checks Python, packages, torch, disk and workspace, and says what to mend."""
+    from ui.cli_doctor import doctor
+
+    return doctor(options.workspace, as_json=options.json)
+
+
+def run_tests(arguments: Sequence[str]) -> int:
+    """Runs the test suite with pytest, which takes all further arguments."""
+    import pytest
+
+    os.chdir(REPOSITORY_DIR)
+    return int(pytest.main(list(arguments)))
+
+
+COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[..., int]]] = {
+    "demo": (_demo_arguments, run_demo),
+    "train": (_train_arguments, run_train),
+    "resume": (_resume_arguments, run_resume),
+    "runs": (_list_arguments, show_runs),
+    "models": (_list_arguments, show_models),
+    "doctor": (_list_arguments, show_doctor),
+    "test": (_test_arguments, run_tests),
+}

@@ -1,0 +1,53 @@
+"""Lists on the command line: runs and base models, for people or as JSON."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Sequence
+
+from trainer.jobs import Jobs
+from trainer.models.library import list_models
+from trainer.workspace import Workspace
+
+
+def list_runs(workspace: Workspace, *, as_json: bool) -> int:
+    """Prints every run, newest first."""
+    runs = Jobs(workspace).runs()
+    if as_json:
+        fields = ("run_id", "name", "state", "step", "total_steps", "loss", "created", "message", "can_resume")
+        print(json.dumps([{field: getattr(run, field) for field in fields} for run in runs], indent=1))
+        return 0
+    if not runs:
+        print(f"No runs in {workspace.path} yet. `demo` makes the first one.")
+        return 0
+    rows = [("RUN", "STATE", "STEP", "LOSS", "STARTED")]
+    for run in runs:
+        loss = "" if run.loss is None else f"{run.loss:.4f}"
+        started = datetime.datetime.fromtimestamp(run.created).strftime("%Y-%m-%d %H:%M")
+        rows.append((run.run_id, run.state.value, f"{run.step}/{run.total_steps}", loss, started))
+    print_table(rows)
+    return 0
+
+
+def list_base_models(workspace: Workspace, *, as_json: bool) -> int:
+    """Prints the embedded model and those in the workspace; for one that can't be used, why."""
+    models = list_models(workspace)
+    if as_json:
+        fields = ("name", "family", "family_label", "num_bytes", "prediction_type", "builtin", "problem")
+        listed = [{**{field: getattr(model, field) for field in fields}, "path": str(model.path)} for model in models]
+        print(json.dumps(listed, indent=1))
+        return 0
+    rows = [("MODEL", "FAMILY", "PREDICTS", "SIZE", "")]
+    for model in models:
+        note = model.problem or ("embedded" if model.builtin else "")
+        rows.append((model.name, model.family_label, model.prediction_type, f"{model.num_bytes / 1e6:.0f} MB", note))
+    print_table(rows)
+    return 0
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Prints rows in columns of equal width."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

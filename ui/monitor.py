@@ -1,0 +1,83 @@
+"""The same view of a live run, a reloaded page and an old run: state, loss, samples, files, log, settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+
+from trainer.config.files import dump_config
+from trainer.runs import Progress, RunFolder
+from ui.messages import ShownError, number_of, text_of
+from ui.services import Services
+from ui.views import curve, run_detail, run_row
+from ui.widgets import drawn_view
+
+MAX_LOG_LINES = 5000
+
+
+class RunMonitor:
+    """The list of runs and one of them in detail. `view` is the component; its `again` event carries a run's id."""
+
+    def __init__(self, services: Services) -> None:
+        self.services = services
+        self.view: gr.HTML = drawn_view("runs", functions=[self.runs_state, self.run_action], events=["again"])
+
+    def runs_state(self, argument: Any = None) -> dict[str, Any]:
+        """The list and the asked run (else the current one); log lines, curve and settings only where they are new."""
+        jobs = self.services.jobs
+        runs = jobs.runs()
+        asked = argument.get("run") if isinstance(argument, dict) else None
+        chosen = jobs.progress(asked) if isinstance(asked, str) else self._default(runs)
+        rows = [run_row(progress) for progress in runs]
+        if chosen is None:
+            return {"runs": rows, "run": None}
+        return {"runs": rows, "run": run_detail(chosen), **self._news(chosen, argument)}
+
+    def _default(self, runs: list[Progress]) -> Progress | None:
+        active = [run for run in runs if run.run_id == self.services.jobs.active_run_id]
+        return (active or runs or [None])[0]
+
+    def _news(self, progress: Progress, argument: Any) -> dict[str, Any]:
+        jobs, run_id = self.services.jobs, progress.run_id
+        shown = isinstance(argument, dict) and argument.get("shown") == run_id
+        since = number_of(argument, "lines") if shown else 0
+        news: dict[str, Any] = {"lines": jobs.lines(run_id, since)[-MAX_LOG_LINES:]}
+        if not shown or argument.get("curve_step") != progress.step or not progress.state.is_active:
+            news["curve"] = curve(jobs.loss_curve(run_id), progress)
+        if not shown or not argument.get("config"):
+            news["config"] = dump_config(RunFolder.find(self.services.workspace, run_id).config())
+        return news
+
+    def run_action(self, argument: Any = None) -> dict[str, Any]:
+        """Does what a button of a run says."""
+        return run_action(self.services, text_of(argument, "run"), text_of(argument, "action"))
+
+
+def run_action(services: Services, run_id: str, action: str) -> dict[str, Any]:
+    """Runs one action of the table below. Raises SafelightError when the run is no longer in a state for it."""
+    jobs = services.jobs
+    on_active: dict[str, tuple[Callable[[], None], str]] = {
+        "pause": (jobs.pause, "Pausing after this step."),
+        "stop": (jobs.stop, "Stopping after this step, then saving."),
+        "save_now": (jobs.save_now, "Saving after this step."),
+        "sample_now": (jobs.sample_now, "Drawing samples after this step."),
+    }
+    on_any: dict[str, tuple[Callable[[str], None], str]] = {
+        "resume": (jobs.resume, f"{run_id} goes on."),
+        "cancel": (jobs.cancel, f"{run_id} is out of the queue."),
+        "delete": (jobs.delete, f"{run_id} is deleted."),
+    }
+    if action in on_active:
+        # the page of another visitor may be a second old: never stop a run that the user didn't mean
+        if jobs.active_run_id != run_id:
+            raise ShownError(f"{run_id} is not training any more.")
+        work, text = on_active[action]
+        work()
+    elif action in on_any:
+        work_on, text = on_any[action]
+        work_on(run_id)
+    else:
+        raise ShownError(f"The page asked for {action!r}, which is no action. Reload the page.")
+    return {"text": text}

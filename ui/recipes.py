@@ -1,0 +1,132 @@
+"""Where the form starts for each model, what was changed since, and what a plan of steps means in pictures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from security.errors import SafelightError
+from trainer.config.schema import TrainConfig
+from trainer.dataset.scan import REPEAT_FOLDER, find_dataset, picture_paths
+from trainer.demo import demo_config
+from trainer.models.library import list_models
+from trainer.workspace import Workspace
+from ui.form import SETTINGS, flat, label
+from ui.views import duration
+
+RESOLUTIONS = {"sdxl": 1024}
+"""Side in pixels that a family was trained at, where it is not the schema's default."""
+PERSONAL = frozenset({"name", "model.base", "dataset.folder", "dataset.trigger_word"})
+"""Settings that say what is trained, not how: a recipe leaves them alone and they never count as changed."""
+LOOKS = {"Quick look": 20, "Normal": 60, "Thorough": 150}
+"""How often each picture is seen, by the words of "How long?"."""
+OWN_LENGTH = "My own number"
+COUNT_SECONDS = 5.0
+
+
+def recipe(workspace: Workspace, base: str) -> dict[str, Any]:
+    """The settings that fit a model, as `section.field` -> value; the schema's defaults for one that is not known."""
+    known = {info.name: info for info in list_models(workspace)}
+    info = known.get(base)
+    if info is not None and info.builtin:
+        return flat(demo_config())
+    values = flat(TrainConfig())
+    side = RESOLUTIONS.get(info.family if info else "", values["dataset.resolution"])
+    return {**values, "dataset.resolution": side, "sample.width": side, "sample.height": side}
+
+
+def follow(values: Mapping[str, Any], old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """What to change when the model changes: settings that still have the old recipe's value get the new one's."""
+    return {
+        name: new[name]
+        for name in SETTINGS
+        if name not in PERSONAL and values[name] == old[name] and new[name] != old[name]
+    }
+
+
+def changes(values: Mapping[str, Any], start: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The settings that differ from where the form started, in words."""
+    return [
+        {"name": name, "label": label(setting), "from": _words(start[name]), "to": _words(values[name])}
+        for name, setting in SETTINGS.items()
+        if name not in PERSONAL and values[name] != start[name]
+    ]
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"{len(value)} lines" if len(value) != 1 else "1 line"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    text = text if text not in ("", "None") else "empty"
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+@dataclass(frozen=True)
+class Size:
+    """Pictures of a dataset, and samples: pictures times their repeats."""
+
+    pictures: int
+    samples: int
+
+
+class DatasetSizes:
+    """Counts the pictures of a dataset, and remembers the answer for a few seconds: the form asks at every key."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+        self._known: dict[tuple[str, int], tuple[float, Size]] = {}
+
+    def size(self, folder: str, repeats: int) -> Size:
+        """Raises SafelightError when there is no such dataset."""
+        known = self._known.get((folder, repeats))
+        if known is not None and time.monotonic() - known[0] < COUNT_SECONDS:
+            return known[1]
+        size = _count(find_dataset(self._workspace, folder), repeats)
+        self._known = {(folder, repeats): (time.monotonic(), size)}
+        return size
+
+
+def _count(folder: Path, repeats: int) -> Size:
+    paths = picture_paths(folder)
+    samples = 0
+    for path in paths:
+        matched = REPEAT_FOLDER.match(path.parent.name) if path.parent != folder else None
+        samples += max(1, int(matched.group(1))) if matched else repeats
+    return Size(len(paths), samples)
+
+
+def steps_for(looks: int, samples: int, config_values: Mapping[str, Any]) -> int:
+    """Optimizer steps in which every picture is seen `looks` times, rounded up to tens."""
+    per_step = (config_values["training.batch_size"] or 1) * (
+        config_values["training.gradient_accumulation_steps"] or 1
+    )
+    return max(10, -(-looks * samples // (per_step * 10)) * 10)
+
+
+def plan_line(config: TrainConfig, size: Size, seconds_per_step: float | None) -> str:
+    """What the chosen steps mean: "30 pictures x 1 repeat, batch 4 = 7.5 steps per epoch; 400 steps = 53 epochs"."""
+    training = config.training
+    per_step = training.batch_size * training.gradient_accumulation_steps
+    per_epoch = size.samples / per_step
+    batch = f"batch {training.batch_size}"
+    if training.gradient_accumulation_steps > 1:
+        batch += f" x {training.gradient_accumulation_steps} accumulated"
+    repeats = f"{size.samples / size.pictures:g} repeat{'' if size.samples == size.pictures else 's'}"
+    epochs = training.max_train_steps / per_epoch
+    line = (
+        f"{size.pictures} pictures x {repeats}, {batch} = {per_epoch:.3g} steps per epoch; "
+        f"{training.max_train_steps} steps = {epochs:.3g} epochs"
+    )
+    if seconds_per_step:
+        line += f", about {duration(seconds_per_step * training.max_train_steps)} at the speed of the last such run"
+    return line
+
+
+def no_pictures(folder: str) -> SafelightError:
+    """The fault of a dataset without pictures."""
+    return SafelightError(f"The dataset {folder} has no pictures yet. Add some on the Dataset tab.")

@@ -1,0 +1,59 @@
+"""What every tab works with: the workspace, the jobs, the machine and who can reach the page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from security.errors import RefusedPath
+from trainer.config.schema import TrainConfig
+from trainer.dataset.scan import list_datasets
+from trainer.jobs import Jobs
+from trainer.models.library import list_models
+from trainer.workspace import Workspace
+from ui.machine import Machine
+
+IMPORT_FOLDER = "import"
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who can reach the page: only this machine, everybody in the network (`listen`), or everybody with the link (`share`)."""
+
+    listen: bool = False
+    share: bool = False
+
+    @property
+    def open_to_others(self) -> bool:
+        return self.listen or self.share
+
+
+@dataclass(frozen=True)
+class Services:
+    """Made once by the server, handed to the tabs."""
+
+    workspace: Workspace
+    jobs: Jobs
+    machine: Machine
+    access: Access
+
+    def import_roots(self) -> list[Path] | None:
+        """Where typed paths may lead: anywhere for the person at this machine, `import` in the workspace for all others."""
+        return [self.workspace.path / IMPORT_FOLDER] if self.access.open_to_others else None
+
+    def refuse_paths(self, config: TrainConfig) -> None:
+        """Raises RefusedPath when a page that others can reach asks for a folder outside the library."""
+        if not self.access.open_to_others:
+            return
+        models = {info.name for info in list_models(self.workspace)}
+        datasets = {info.name for info in list_datasets(self.workspace)}
+        for setting, value, known in (
+            ("model.base", config.model.base, models),
+            ("dataset.folder", config.dataset.folder, datasets),
+            ("validation.folder", config.validation.folder, datasets | {""}),
+        ):
+            if value not in known:
+                raise RefusedPath(
+                    f"{setting} is {value!r}. While the page is open to others, only models and datasets of the library "
+                    "can be used: import it first."
+                )

@@ -1,0 +1,27 @@
+"""The status strip above the tabs: what runs and the buttons that stop it. It polls; closing the page ends nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from ui.machine import memory_line
+from ui.messages import text_of
+from ui.monitor import run_action
+from ui.services import Services
+from ui.views import strip_values
+from ui.widgets import drawn_view
+
+
+def status_strip(services: Services) -> gr.HTML:
+    """Draws the strip; its `state` event fires when a run changes its state."""
+
+    def strip_state(_argument: Any = None) -> dict[str, Any]:
+        values = strip_values(services.jobs.current(), len(services.jobs.waiting))
+        return {**values, "machine": memory_line(services.machine.facts())}
+
+    def strip_action(argument: Any = None) -> dict[str, Any]:
+        return run_action(services, text_of(argument, "run"), text_of(argument, "action"))
+
+    return drawn_view("strip", functions=[strip_state, strip_action], events=["state"])

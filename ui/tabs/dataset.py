@@ -1,0 +1,191 @@
+"""The Dataset tab: pictures with their captions, and bringing in new ones from the browser or from a folder here."""
+
+from __future__ import annotations
+
+import functools
+import secrets
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import gradio as gr
+
+from security.errors import SafelightError
+from security.images import read_image_info
+from security.policy import IMAGE_SUFFIXES
+from security.roots import Root, resolve_user_folder
+from trainer.dataset.captions import read_caption
+from trainer.dataset.scan import (
+    ImportReport,
+    collect_sources,
+    find_dataset,
+    import_pictures,
+    list_datasets,
+    picture_paths,
+    save_caption,
+)
+from ui.messages import ShownError, known_errors, text_of
+from ui.services import IMPORT_FOLDER, Services
+from ui.views import FILES_PREFIX
+from ui.widgets import drawn_view
+
+
+@dataclass(frozen=True)
+class DatasetTab:
+    """What other tabs connect to: `view` triggers `use` with a dataset's name; both buttons bring pictures in."""
+
+    view: gr.HTML
+    upload_button: gr.Button
+    folder_button: gr.Button
+
+
+def dataset_tab(services: Services) -> DatasetTab:
+    """Draws the tab."""
+
+    def dataset_state(argument: Any = None) -> dict[str, Any]:
+        infos = list_datasets(services.workspace)
+        rows = [{"name": info.name, "pictures": info.num_pictures, "captions": info.num_captions} for info in infos]
+        asked = argument.get("dataset") if isinstance(argument, dict) else None
+        by_name = {info.name: info for info in infos}
+        own = [info for info in infos if not info.builtin]
+        chosen = by_name.get(asked) if isinstance(asked, str) else None
+        chosen = chosen or (own or infos)[0]
+        return {
+            "datasets": rows,
+            "name": chosen.name,
+            "builtin": chosen.builtin,
+            "pictures": _pictures(services, chosen.name),
+        }
+
+    def write_caption(argument: Any = None) -> dict[str, Any]:
+        text = argument.get("text") if isinstance(argument, dict) else None
+        if not isinstance(text, str):
+            raise ShownError("The page sent no caption. Reload the page.")
+        save_caption(services.workspace, text_of(argument, "dataset"), text_of(argument, "picture"), text)
+        return {"saved": True}
+
+    gr.Markdown("## Pictures and captions")
+    view = drawn_view("dataset", functions=[dataset_state, write_caption], events=["use"])
+    gr.Markdown("## Add pictures")
+    name = gr.Textbox(
+        label="Dataset name",
+        info="A new name makes a new dataset; the name of one that is here adds to it.",
+        max_lines=1,
+        elem_id="dataset-name",
+    )
+    with gr.Row():
+        with gr.Column(min_width=280):
+            files = gr.File(
+                label="Pictures and their .txt captions",
+                file_count="multiple",
+                file_types=[*IMAGE_SUFFIXES, ".txt"],
+                height=180,
+                elem_id="dataset-files",
+            )
+            upload_button = gr.Button("Import these files", elem_id="import-files")
+        with gr.Column(min_width=280):
+            folder = gr.Textbox(
+                label="Folder on this machine", info=_where(services), max_lines=1, elem_id="dataset-folder"
+            )
+            folder_button = gr.Button("Import this folder", elem_id="import-folder")
+
+    def bring_uploads(typed_name: str, paths: list[str] | None) -> tuple[dict[str, Any], None]:
+        return _report(lambda: _import_uploads(services, typed_name, [Path(path) for path in paths or []])), None
+
+    def bring_folder(typed_name: str, typed_folder: str) -> dict[str, Any]:
+        return _report(lambda: _import_folder(services, typed_name, typed_folder or ""))
+
+    upload_button.click(bring_uploads, [name, files], [view, files], api_visibility="private", show_progress="minimal")
+    folder_button.click(bring_folder, [name, folder], view, api_visibility="private", show_progress="minimal")
+    return DatasetTab(view, upload_button, folder_button)
+
+
+def _where(services: Services) -> str:
+    if services.access.open_to_others:
+        return f"A path inside the folder {IMPORT_FOLDER} of the workspace. Pictures are copied; the folder stays as it is."
+    return "Its whole path. Pictures are copied, without their metadata; the folder stays as it is."
+
+
+def _report(work: Any) -> dict[str, Any]:
+    """The outcome of an import for the view: a sentence, and every file that was left out with the reason."""
+    try:
+        with known_errors():
+            report: ImportReport = work()
+    except SafelightError as error:
+        return {"text": str(error), "tone": "bad", "skipped": [], "select": "", "stamp": secrets.token_hex(4)}
+    pictures = f"{len(report.added)} picture{'' if len(report.added) == 1 else 's'}"
+    return {
+        "text": f"{pictures} added to {report.name}." + (f" {len(report.skipped)} left out:" if report.skipped else ""),
+        "tone": "good" if report.added else "bad",
+        "skipped": [list(entry) for entry in report.skipped],
+        "select": report.name,
+        "stamp": secrets.token_hex(4),  # two imports with the same outcome are still two
+    }
+
+
+def _import_folder(services: Services, name: str, folder: str) -> ImportReport:
+    source = resolve_user_folder(folder, services.import_roots())
+    sources = collect_sources(source)
+    if not sources:
+        raise ShownError(f"{source} has no pictures ({', '.join(IMAGE_SUFFIXES)}).")
+    return import_pictures(services.workspace, (name or "").strip(), sources)
+
+
+def _import_uploads(services: Services, name: str, uploads: Sequence[Path]) -> ImportReport:
+    """Uploads lie in one folder each; a caption finds its picture by lying beside it, so they are gathered first."""
+    if not uploads:
+        raise ShownError("Choose pictures first, then import them.")
+    root = Root(services.workspace.cache_dir)
+    staging = root.child("uploads", secrets.token_hex(8))
+    try:
+        return import_pictures(services.workspace, (name or "").strip(), _gather(uploads, staging))
+    finally:
+        if staging.is_dir():
+            root.remove_tree(staging)
+
+
+def _gather(uploads: Sequence[Path], staging: Path) -> list[Path]:
+    """Moves files into `staging`; the second file of a name goes to a second folder, beside the second of its pair."""
+    gathered = []
+    for upload in uploads:
+        number = 0
+        while (target := staging / str(number) / upload.name).exists():
+            number += 1
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(upload, target)
+        gathered.append(target)
+    return gathered
+
+
+def _pictures(services: Services, dataset: str) -> list[dict[str, Any]]:
+    folder = find_dataset(services.workspace, dataset)
+    rows = []
+    for path in picture_paths(folder):
+        relative = path.relative_to(folder).as_posix()
+        status = path.stat()
+        url = f"{FILES_PREFIX}/datasets/{quote(dataset, safe='')}/{quote(relative)}?v={status.st_mtime_ns}"
+        size, fault = _facts(path, status.st_mtime_ns)
+        rows.append(
+            {"name": relative, "url": url, "thumb": f"{url}&thumb=1", "size": size, "fault": fault, **_caption(path)}
+        )
+    return rows
+
+
+def _caption(path: Path) -> dict[str, str]:
+    try:
+        return {"caption": read_caption(path, ".txt") or "", "caption_fault": ""}
+    except SafelightError as error:
+        return {"caption": "", "caption_fault": str(error)}
+
+
+@functools.lru_cache(maxsize=20_000)
+def _facts(path: Path, _modified: int) -> tuple[str, str]:
+    """Size in pixels, and what is wrong with the picture; kept as long as the file does not change."""
+    try:
+        info = read_image_info(path)
+    except SafelightError as error:
+        return "", str(error)
+    return f"{info.width}×{info.height}", ""

@@ -1,0 +1,46 @@
+"""The Settings tab: who can reach the page, where things are kept, this machine, versions, looks and keys."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from typing import Any
+
+import gradio as gr
+
+from ui.machine import machine_line
+from ui.services import Services
+from ui.widgets import drawn_view
+
+PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "gradio")
+
+
+def settings_tab(services: Services) -> gr.HTML:
+    """Draws the tab."""
+
+    def settings_state(_argument: Any = None) -> dict[str, Any]:
+        return {
+            "access": _access_text(services),
+            "workspace": services.workspace.path.name
+            if services.access.open_to_others
+            else str(services.workspace.path),
+            "machine": machine_line(services.machine.facts()),
+            "versions": [["Python", platform.python_version()], *([name, _version(name)] for name in PACKAGES)],
+        }
+
+    return drawn_view("settings", functions=[settings_state])
+
+
+def _access_text(services: Services) -> str:
+    if services.access.share:
+        return "Shared: anyone with the link and the password from the terminal can control this machine's Safelight."
+    if services.access.listen:
+        return "Open to your network: anyone who reaches this machine and has the password can control Safelight."
+    return "Only this machine can open the page. To let others in, start with --listen or --share; they then need a password."
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,258 @@
+"""The Train tab: a form made from the settings schema, what the plan means, and the Start button."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from security.errors import SafelightError
+from trainer.config.files import ConfigError, dump_config, load_config
+from trainer.config.schema import Section, TrainConfig
+from trainer.dataset.scan import list_datasets
+from trainer.models.library import list_models
+from trainer.runs import RunFolder
+from ui.form import LIBRARY_SETTINGS, SETTINGS, ConfigForm, words_of
+from ui.messages import shown_to_the_user
+from ui.recipes import LOOKS, OWN_LENGTH, DatasetSizes, changes, follow, no_pictures, plan_line, recipe, steps_for
+from ui.services import Services
+from ui.widgets import drawn_view
+
+FIRST_BASE = "demo"
+DRAFT_KEY = "safelight-train-form"
+Values = Mapping[Component, Any]
+
+
+class TrainTab:
+    """The form, its draft in the browser, and the buttons. What leads to other tabs is connected in ui/app.py."""
+
+    def __init__(self, services: Services) -> None:
+        self.services = services
+        self.form = ConfigForm()
+        self.sizes = DatasetSizes(services.workspace)
+        self.draft = gr.BrowserState({}, storage_key=DRAFT_KEY, secret=DRAFT_KEY)  # settings only, nothing secret
+        self.base = gr.State(FIRST_BASE)
+        self._lay_out()
+        self._connect()
+
+    # -- layout --
+
+    def _lay_out(self) -> None:
+        form = self.form
+        gr.Markdown("## What to train")
+        with gr.Row():
+            form.place("name")
+            form.place("model.base")
+            form.place("dataset.folder")
+            form.place("dataset.trigger_word")
+        with gr.Row():
+            self.length = gr.Radio(
+                [*LOOKS, OWN_LENGTH],
+                value=OWN_LENGTH,
+                label="How long?",
+                info="How often every picture is seen: 20, 60 or 150 times.",
+                interactive=True,
+                elem_id="how-long",
+                scale=2,
+            )
+            form.place("training.max_train_steps")
+        with gr.Row():
+            form.place("sample.prompts")
+            form.place("sample.every_n_steps")
+        self.tools = drawn_view("form", events=["reset"])
+        with gr.Column(elem_id="all-settings"):
+            for section, info in TrainConfig.model_fields.items():
+                if isinstance(info.annotation, type) and issubclass(info.annotation, Section):
+                    self._section(section, info.annotation)
+        with gr.Row(elem_id="train-buttons"):
+            self.start = gr.Button("Start training", variant="primary", elem_id="start-training", scale=2)
+            self.export = gr.Button("Export as TOML", elem_id="export-config")
+            self.load = gr.UploadButton("Import TOML", file_types=[".toml"], elem_id="import-config")
+        for field, value in zip(form.outputs, form.show_some(self._first_values()), strict=True):
+            field.value = value
+
+    def _section(self, section: str, schema: type[Section]) -> None:
+        with gr.Column(elem_id=f"section-{section}", elem_classes="sl-section"):
+            gr.Markdown(f"### {words_of(section)}\n{schema.__doc__}")
+            self.form.place_section(section)
+
+    def _first_values(self) -> dict[str, Any]:
+        return {**recipe(self.services.workspace, FIRST_BASE), "name": "my_lora"}
+
+    # -- events --
+
+    def _connect(self) -> None:
+        form = self.form
+        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
+        watched = {*form.inputs, self.base}
+        told = [self.tools, self.draft]
+        fields = [
+            field for name, field in form.fields.items() if name not in ("model.base", "training.max_train_steps")
+        ]
+        gr.on([field.input for field in fields], self.look, watched, told, trigger_mode="always_last", **quiet)
+        form.fields["model.base"].input(self.follow_model, watched, [self.base, *form.outputs], **quiet).then(
+            self.look, watched, told, **quiet
+        )
+        steps = form.fields["training.max_train_steps"]
+        steps.input(lambda: OWN_LENGTH, None, self.length, **quiet)
+        steps.input(self.look, watched, told, trigger_mode="always_last", **quiet)
+        self.length.input(self.set_length, {*form.inputs, self.length}, steps, **quiet).then(
+            self.look, watched, told, **quiet
+        )
+        self.tools.reset(self.reset, self.base, form.outputs, **quiet).then(self.look, watched, told, **quiet)
+        self.export.click(self.export_text, watched, self.tools, validator=self.faults, api_visibility="private")
+        self.load.upload(self.import_file, self.load, [self.base, *form.outputs], api_visibility="private").then(
+            self.look, watched, told, **quiet
+        )
+
+    def faults(self, values: Values) -> list[dict[str, Any]]:
+        """The validator: the form's own inputs, and `base`, which is never wrong, at its place among them."""
+        checked = dict(
+            zip(sorted(self.form.inputs, key=lambda field: field._id), self.form.faults(values), strict=True)
+        )
+        return [checked.get(field, gr.validate(True, "")) for field in sorted(values, key=lambda field: field._id)]
+
+    def look(self, values: Values) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the form as it stands means: the plan, the changes, and the draft that survives a reload."""
+        typed = self.form.plain_values(values)
+        base = values[self.base]
+        changed = changes(typed, recipe(self.services.workspace, base))
+        return {"plan": self._plan(values), "changed": changed}, {"base": base, "values": typed}
+
+    def _plan(self, values: Values) -> dict[str, str]:
+        try:
+            config = self.form.read(values)
+            self.services.refuse_paths(config)
+            size = self.sizes.size(config.dataset.folder, config.dataset.repeats)
+            if not size.pictures:
+                raise no_pictures(config.dataset.folder)
+        except ConfigError as error:
+            more = f" ({len(error.faults) - 1} more)" if len(error.faults) > 1 else ""
+            return {"text": error.faults[0].message + more, "tone": "bad"}
+        except SafelightError as error:
+            return {"text": str(error), "tone": "bad"}
+        return {"text": plan_line(config, size, self._seconds_per_step(config)), "tone": "good"}
+
+    def _seconds_per_step(self, config: TrainConfig) -> float | None:
+        """The speed of the newest run with the same model, size and batch."""
+        for run in self.services.jobs.runs()[:5]:
+            if run.seconds_per_step is None:
+                continue
+            other = RunFolder.find(self.services.workspace, run.run_id).config()
+            if (other.model.base, other.dataset.resolution, other.training.batch_size) == (
+                config.model.base,
+                config.dataset.resolution,
+                config.training.batch_size,
+            ):
+                return run.seconds_per_step
+        return None
+
+    def follow_model(self, values: Values) -> list[Any]:
+        """A new model brings its recipe along, for the settings that were not touched."""
+        typed = self.form.plain_values(values)
+        new_base, workspace = typed["model.base"], self.services.workspace
+        return [
+            new_base,
+            *self.form.show_some(follow(typed, recipe(workspace, values[self.base]), recipe(workspace, new_base))),
+        ]
+
+    def set_length(self, values: Values) -> Any:
+        """Steps for the chosen number of looks at each picture."""
+        looks = LOOKS.get(values[self.length])
+        if looks is None:
+            return gr.skip()
+        with shown_to_the_user():
+            typed = self.form.plain_values(values)
+            size = self.sizes.size(typed["dataset.folder"], typed["dataset.repeats"] or 1)
+            if not size.pictures:
+                raise no_pictures(typed["dataset.folder"])
+            return steps_for(looks, size.samples, typed)
+
+    def reset(self, base: str, event: gr.EventData) -> list[Any]:
+        """One setting, or all of them, back to where the form started."""
+        start = recipe(self.services.workspace, base)
+        name = getattr(event, "name", "")
+        return self.form.show_some({name: start[name]} if name in start else {})
+
+    def export_text(self, values: Values) -> dict[str, Any]:
+        """The run as a file, and the command that trains it without a page."""
+        with shown_to_the_user():
+            config = self.form.read(values)
+            return {
+                "export": {
+                    "name": f"{config.name}.toml",
+                    "text": dump_config(config),
+                    "command": f"python launch.py train {config.name}.toml",
+                }
+            }
+
+    def import_file(self, path: str) -> list[Any]:
+        """The form filled from a TOML file."""
+        with shown_to_the_user():
+            return self.filled(load_config(Path(path)))
+
+    def filled(self, config: TrainConfig) -> list[Any]:
+        """Values of `base` and all fields for a config."""
+        return [config.model.base, *self.form.show(config)]
+
+    def fill_from_run(self, run_id: str) -> list[Any]:
+        """The form with the settings of a run."""
+        with shown_to_the_user():
+            return self.filled(RunFolder.find(self.services.workspace, run_id).config())
+
+    def restore(self, draft: Any) -> list[Any]:
+        """The form as this browser left it; entries that no longer fit a setting are left out."""
+        values = draft.get("values") if isinstance(draft, dict) else None
+        base = draft.get("base") if isinstance(draft, dict) else None
+        if not isinstance(values, dict) or not isinstance(base, str):
+            return [FIRST_BASE, *self.form.show_some({})]
+        kept = {name: value for name, value in values.items() if name in SETTINGS and _fits(name, value)}
+        return [base, *self.form.show_some(kept)]
+
+    def library_choices(self) -> list[Any]:
+        """Fresh choices for the dropdowns that name models and datasets."""
+        models = [
+            (f"{info.name} ({info.family_label})", info.name)
+            for info in list_models(self.services.workspace)
+            if not info.problem
+        ]
+        datasets = [
+            (f"{info.name} ({info.num_pictures} pictures)", info.name)
+            for info in list_datasets(self.services.workspace)
+        ]
+        choices = {"models": models, "datasets": datasets}
+        return [gr.Dropdown(choices=choices[kind]) for kind in LIBRARY_SETTINGS.values()]
+
+    @property
+    def library_fields(self) -> list[Component]:
+        """The dropdowns that `library_choices` fills."""
+        return [self.form.fields[name] for name in LIBRARY_SETTINGS]
+
+    def submit(self, values: Values) -> str:
+        """Starts the run, or queues it. Returns its id. Raises SafelightError."""
+        config = self.form.read(values)
+        self.services.refuse_paths(config)
+        if not self.sizes.size(config.dataset.folder, config.dataset.repeats).pictures:
+            raise no_pictures(config.dataset.folder)
+        return self.services.jobs.submit(config)
+
+    def start_label(self) -> Any:
+        """What the Start button says: that there is a run already, if there is."""
+        jobs = self.services.jobs
+        active = (jobs.active_run_id is not None) + len(jobs.waiting)
+        return gr.Button(f"Add to queue ({active} running or waiting)" if active else "Start training")
+
+
+def _fits(name: str, value: Any) -> bool:
+    """Whether a value from a browser's storage has the type that the setting's component takes."""
+    default = SETTINGS[name].default
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(value, bool) and isinstance(default, bool)
+    if isinstance(default, int | float):
+        return isinstance(value, int | float)
+    if isinstance(default, tuple | list):
+        return isinstance(value, list) and all(isinstance(line, str) for line in value)
+    return isinstance(value, str)
