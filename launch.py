@@ -7,13 +7,10 @@ This file must parse under Python 3.6, so that an old Python gets a sentence and
 import os
 import sys
 
-OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 14)
-
 
 def say(text: str) -> None:
     """One line for the person who waits."""
     sys.stderr.write(f"safelight: {text}\n")
-    sys.stderr.flush()
 
 
 def refuse(message: str) -> None:
@@ -27,7 +24,7 @@ def refuse_unfit_python() -> None:
     import shutil
 
     version = tuple(sys.version_info[:2])
-    if OLDEST_PYTHON <= version <= NEWEST_PYTHON and sys.maxsize > 2**32:
+    if (3, 11) <= version <= (3, 14) and sys.maxsize > 2**32:
         return
     found = [name for name in ("python3.13", "python3.12", "python3.11", "python3.14") if shutil.which(name)]
     way_out = f"run `{found[0]} launch.py` instead" if found else "install one, then start again with it"
@@ -220,7 +217,7 @@ def choose_torch() -> TorchBuild:
         return TorchBuild("cpu", f"{TORCH_INDEX}cpu", may_fall_back=True)
     if driver < CUDA_13_DRIVER or capability < CUDA_13_CAPABILITY:
         return TorchBuild("cuda", f"{TORCH_INDEX}cu126")
-    return TorchBuild("cuda", f"{TORCH_INDEX}cu130" if os.name == "nt" else "")
+    return TorchBuild("cuda", f"{TORCH_INDEX}cu130" if sys.platform == "win32" else "")
 
 
 def nvidia_driver() -> tuple[int | None, float]:
@@ -232,7 +229,7 @@ def nvidia_driver() -> tuple[int | None, float]:
         if not cards:
             return None, 0.0
         return min(int(driver) for driver, _ in cards), min(float(capability) for _, capability in cards)
-    library = Path(os.environ.get("SystemRoot", "C:/Windows")) / "System32" / "nvml.dll"
+    library = Path(os.environ.get("SYSTEMROOT", "C:/Windows")) / "System32" / "nvml.dll"
     if Path("/proc/driver/nvidia/version").exists() or (os.name == "nt" and library.exists()):
         return CUDA_13_DRIVER, CUDA_13_CAPABILITY  # it can't be asked, so take it for a recent one
     return None, 0.0
@@ -249,16 +246,17 @@ def install(tests: bool) -> None:
         free, needed = shutil.disk_usage(ROOT).free / 1e9, GIGABYTES_NEEDED[build.kind]
         if free < needed and not VENV.exists():
             raise Refused(f"the installation needs {needed} GB but only {free:.1f} GB are free in {ROOT}. Make room.")
-        had_tests = bool(read_marker().get("tests"))
+        before = read_marker()
+        tests = tests or bool(before.get("tests"))
         make_venv()
         MARKER.unlink(missing_ok=True)
         removed = drop_half_written_packages()
         LOG.write_text(f"{time.ctime()} {platform.platform()} {sys.version} {build}\n", encoding="utf-8")
-        Installation(build, tests or had_tests).run()
+        Installation(build, tests, {**before, "torch": build.kind, "torch_index": build.index} != before).run()
         marker = {
             "python": python_starts(),
             "requirements": fingerprint(REQUIREMENTS),
-            "tests": fingerprint(REQUIREMENTS, TEST_REQUIREMENTS) if tests or had_tests else "",
+            "tests": fingerprint(REQUIREMENTS, TEST_REQUIREMENTS) if tests else "",
             "torch": build.kind,
             "torch_index": build.index,
         }
@@ -348,13 +346,13 @@ def drop_half_written_packages() -> list[str]:
 class Installation:
     """The pip steps of one installation, with progress and a log."""
 
-    def __init__(self, build: TorchBuild, tests: bool) -> None:
+    def __init__(self, build: TorchBuild, tests: bool, new_torch: bool) -> None:
         files = [REQUIREMENTS, TEST_REQUIREMENTS] if tests else [REQUIREMENTS]
         lines = [line.strip() for file in files for line in file.read_text(encoding="utf-8").splitlines()]
         wanted = [line for line in lines if line and not line.startswith("#")]
         self.torch = next((line for line in wanted if line.startswith("torch==")), "")
         self.packages = [line for line in wanted if line != self.torch]
-        self.build = build
+        self.build, self.new_torch = build, new_torch
         self.began = self.shown = self.moved = time.monotonic()
         self.share, self.phase_share, self.items, self.fetched, self.had = 0.0, 0.0, 1, 0.0, 0
         self.doing, self.done, self.left = "starting", 0.0, 0.0
@@ -388,7 +386,7 @@ class Installation:
             if self.call(["-m", "pip", *probe])[0] != 0:
                 say(f"{index} can't be reached; taking torch from pip's own index instead")
                 index = ""
-        elif index:
+        elif self.new_torch:
             self.pip("uninstall", "--yes", "torch")  # another build of the same version would count as installed
         self.pip("install", "--no-compile", *([f"--index-url={index}"] if index else []), self.torch)
 
@@ -404,14 +402,10 @@ class Installation:
         if re.search(r"No space left on device|Disk quota exceeded|not enough space on the disk", text):
             raise Refused(DISK_FULL)
         if re.search(NO_NETWORK, text):
-            raise Refused(
-                "the package index can't be reached. Check the network or pip's proxy settings, then start again."
-            )
+            raise Refused("the package index can't be reached. Check the network or pip's proxy settings.")
         missing = re.search(r"No matching distribution found for (\S+)", text)
         if missing:
-            raise Refused(
-                f"{missing[1]} has no build for this system and Python {platform.python_version()}; see {LOG}."
-            )
+            raise Refused(f"{missing[1]} has no build for this system and this Python; see {LOG}.")
         reason = next((line for line in reversed(output) if line.startswith("ERROR")), f"exit code {code}")
         raise Refused(f"pip failed ({reason}). The details are in {LOG}.")
 
@@ -422,7 +416,12 @@ class Installation:
             environment.pop(name, None)
         command = [str(venv_python()), *arguments]
         process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace"
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
         )
         try:
             with LOG.open("a", encoding="utf-8") as log:

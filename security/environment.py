@@ -8,7 +8,6 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
-import stat
 import sys
 import tempfile
 from pathlib import Path
@@ -50,13 +49,21 @@ def closed_environment(temp_parent: Path | None = None) -> Path:
     parent = Path(tempfile.gettempdir()) if temp_parent is None else temp_parent
     parent.mkdir(parents=True, exist_ok=True)
     _sweep_stale(parent)
-    folder = Path(tempfile.mkdtemp(prefix=_TEMP_PREFIX, dir=parent)).resolve()
-    lock = (folder / _LOCK_NAME).open("wb")
-    _lock_file(lock)
+    folder, lock = _new_folder(parent)
     _held_locks.append(lock)
     atexit.register(_remove_own, folder, lock)
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     return folder
+
+
+def _new_folder(parent: Path) -> tuple[Path, BinaryIO]:
+    """A new folder (mode 0700) and its lock, held."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_TEMP_PREFIX, dir=parent)).resolve()
+        lock = (folder / _LOCK_NAME).open("wb")
+        if _lock_file(lock) and (folder / _LOCK_NAME).exists():
+            return folder, lock
+        lock.close()  # another program that starts now took it for a left-over, and removes it
 
 
 def _lock_file(file: BinaryIO) -> bool:
@@ -76,18 +83,19 @@ def _lock_file(file: BinaryIO) -> bool:
 
 
 def _sweep_stale(parent: Path) -> None:
-    """Removes temporary folders of ours whose program is gone. Only real folders that belong to this user."""
+    """Removes temporary folders of ours whose program is gone. Only this user's; rmtree refuses links by itself."""
     for folder in parent.glob(_TEMP_PREFIX + "*"):
-        facts = folder.lstat()
-        if not stat.S_ISDIR(facts.st_mode) or (hasattr(os, "getuid") and facts.st_uid != os.getuid()):
-            continue
         try:
+            if hasattr(os, "getuid") and folder.lstat().st_uid != os.getuid():
+                continue
             lock = (folder / _LOCK_NAME).open("r+b")
         except OSError:
             continue  # just being made or removed by another program
         with lock:
             stale = _lock_file(lock)
-        if stale:
+            if stale:  # while it is locked: a program that is just making this folder then takes another
+                shutil.rmtree(folder, ignore_errors=True)
+        if stale:  # Windows does not delete a file that is open
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -68,8 +68,7 @@ def open_image(path: Path) -> Image.Image:
     data = _read_bounded(path)
     try:
         with _open_header(data, path) as image:
-            image.load()
-            return ImageOps.exif_transpose(image)
+            return ImageOps.exif_transpose(image)  # always a copy, so this decodes
     except _DECODER_FAULTS as error:
         raise _refusal(path, error) from None
 

@@ -32,14 +32,14 @@ from security.policy import (
     SESSION_SECONDS,
 )
 
-_PASSWORD_LETTERS = "abcdefghijkmnpqrstuvwxyz23456789"
+_LETTERS = "abcdefghijkmnpqrstuvwxyz23456789"
 """32 signs without l, o, 0 and 1, which are easily mistaken: 5 bits each."""
 _COMMON_PARTS = ("password", "passwort", "123456", "qwerty", "letmein", "admin", "welcome", "iloveyou", "safelight")
 
 
 def generate_password() -> str:
     """A random password of 130 bits in groups that can be read aloud: "k7f3q-..."."""
-    letters = "".join(secrets.choice(_PASSWORD_LETTERS) for _ in range(26))
+    letters = "".join(secrets.choice(_LETTERS) for _ in range(26))
     return "-".join(letters[start : start + 5] for start in range(0, 26, 5))
 
 

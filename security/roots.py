@@ -21,7 +21,9 @@ _SYSTEM_TREES = (
     "C:\\Windows", "C:\\Program Files", "C:\\Program Files (x86)", "C:\\ProgramData",
 )  # fmt: skip
 """No workspace here, nor in any folder below."""
-_SHARED_FOLDERS = ("/var", "/run", "/tmp", "/home", "/mnt", "/media", "/opt", "/srv", "/private", "/Users", "C:\\Users")
+_SHARED_FOLDERS = (
+    "/var", "/run", "/tmp", "/home", "/mnt", "/media", "/opt", "/srv", "/private", "/Users", "C:\\Users",  # noqa: S108
+)  # fmt: skip
 """No workspace here, but a folder below may be one: these hold data disks and temporary folders."""
 _NO_DATA_FOLDERS = ("/dev", "/proc", "/sys")
 """Files here are windows on the machine and on other processes, not data."""

@@ -16,6 +16,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from trainer.families.base import Components, Conditioning, ModelFamily
 from trainer.families.single_file import TOKENIZER_DIR
 from trainer.models.files import ModelFiles
 
@@ -335,3 +336,15 @@ def model_files(path: Path, family: str, **facts: Any) -> ModelFiles:
     kind = "folder" if path.is_dir() else "single_file"
     values = {"prediction_type": "epsilon", "zero_terminal_snr": False, "num_bytes": 1, "fingerprint": "0" * 64} | facts
     return ModelFiles(name=path.stem, path=path, kind=kind, family=family, **values)
+
+
+def encode(family: ModelFamily, components: Components, prompts: list[str], **options: int) -> Conditioning:
+    """Prompts as the family encodes them, without gradients; clip_skip is 1 and max_token_length 75 unless given."""
+    with torch.no_grad():
+        return family.encode_prompts(components, prompts, **({"clip_skip": 1, "max_token_length": 75} | options))
+
+
+def with_sizes(family: ModelFamily, conditioning: Conditioning, *sizes: int) -> Conditioning:
+    """The conditioning with picture sizes where the family has them: `sizes` (or 64x96) shown at 64x96 pixels."""
+    one = family.size_conditioning((sizes or (64, 96))[:2], (0, 0), (64, 96))
+    return conditioning.with_time_ids(None if one is None else one.repeat(len(conditioning), 1))

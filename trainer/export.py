@@ -35,8 +35,8 @@ __all__ = [
 ADAPTER = "default"
 """peft's name of the one adapter that is trained."""
 DTYPES = {SavePrecision.FP16: torch.float16, SavePrecision.BF16: torch.bfloat16, SavePrecision.FP32: torch.float32}
-ROUNDING_SLACK = 4.0
-"""How many times its bound a rounding error may be: the factors were scaled and multiplied in fp32 on the way."""
+ROUNDING_SLACK = 2.0
+"""How many times half a unit in the last place a number may be off: the matrices are scaled in fp32 on both sides."""
 LENGTH_BYTES = 8
 """A .safetensors file starts with the length of its header in this many bytes (little-endian)."""
 
@@ -58,10 +58,10 @@ class LoraLayer:
         """Width of the bottleneck."""
         return len(self.down)
 
-    def change(self) -> Tensor:
-        """What it adds to the base's weight, (out, in * ...) in fp32."""
-        down, up = (matrix.cpu().float().flatten(1) for matrix in (self.down, self.up))
-        return self.alpha / self.rank * up @ down
+    def balanced(self) -> tuple[Tensor, Tensor]:
+        """Both matrices in fp32 on the CPU, with half of the scale alpha / rank (its root) worked into each."""
+        scale = (self.alpha / self.rank) ** 0.5
+        return self.down.cpu().float() * scale, self.up.cpu().float() * scale
 
 
 def lora_layers(part: nn.Module) -> dict[str, LoraLayer]:
@@ -112,9 +112,7 @@ def to_diffusers(components: Components, family: ModelFamily) -> tuple[dict[str,
         is_denoiser = part is components.denoiser
         for name, layer in layers.items():
             full = name if is_denoiser else _with_text_model(name)
-            scale = (layer.alpha / layer.rank) ** 0.5
-            state[f"{prefix}.{full}.lora_A.weight"] = layer.down * scale
-            state[f"{prefix}.{full}.lora_B.weight"] = layer.up * scale
+            state[f"{prefix}.{full}.lora_A.weight"], state[f"{prefix}.{full}.lora_B.weight"] = layer.balanced()
         if layers:
             every = LoraTargets.ATTENTION_FEED_FORWARD_PROJECTION
             known = family.lora_targets(every) if is_denoiser else family.text_encoder_targets()
@@ -184,8 +182,8 @@ def _tensor_hash(data: bytes) -> str:
 def verify_export(path: Path, components: Components, family: ModelFamily, precision: SavePrecision) -> int:
     """Loads a LoRA file with diffusers and compares it with what is in memory; returns the number of layers.
 
-    Every layer must be found under its name, no key may be left over, and what each layer adds to the base's weight
-    must be the trained change up to rounding. Raises DamagedExport.
+    Every layer must be found under its name, no key may be left over, and its two matrices with their scale must be the
+    trained ones up to rounding. Raises DamagedExport.
     """
     trained = _named_layers(components.modules())
     found = _load_with_diffusers(path, components, family)
@@ -196,34 +194,22 @@ def verify_export(path: Path, components: Components, family: ModelFamily, preci
             f"{unmatched[0]} first. This is a fault of Safelight; the training itself is safe in its checkpoint."
         )
     for name, layer in trained.items():
-        expected, read = layer.change(), found[name].change()
-        difference = (expected - read).abs()
-        if (difference > ROUNDING_SLACK * _rounding_bound(layer, DTYPES[precision])).any():
-            size, difference = expected.abs().max().item(), difference.max().item()
-            raise DamagedExport(
-                f"{path.name} was written, but {name} reads back different by {difference:.3g} of {size:.3g}. "
-                "The disk may be damaged, or save.precision too narrow: save as fp32."
-            )
+        for expected, read in zip(layer.balanced(), found[name].balanced(), strict=True):
+            if expected.shape != read.shape or not _equal_but_for_rounding(expected, read, layer, DTYPES[precision]):
+                raise DamagedExport(
+                    f"{path.name} was written, but {name} reads back with other numbers than were trained. "
+                    "The disk may be damaged: free some space or use another one, and save again."
+                )
     return len(trained)
 
 
-def _rounding_bound(layer: LoraLayer, dtype: torch.dtype) -> Tensor:
-    """How far rounding both factors to `dtype` may move each element of the layer's change, (out, in * ...) in fp32.
-
-    Each factor moves by half a unit in its last place, or by half the smallest number where it is tiny.
-    """
+def _equal_but_for_rounding(expected: Tensor, read: Tensor, layer: LoraLayer, dtype: torch.dtype) -> bool:
+    """Whether two balanced matrices differ by no more than storing one of them in `dtype` explains."""
     limits = torch.finfo(dtype)
-
-    def moved(factor: Tensor) -> Tensor:
-        return factor * limits.eps / 2 + limits.smallest_normal * limits.eps / 2
-
-    down, up = layer.down.float().flatten(1).abs(), layer.up.float().flatten(1).abs()
-    single = torch.finfo(torch.float32).eps * layer.rank  # the product's own rounding
-    return (
-        layer.alpha
-        / layer.rank
-        * (moved(up) @ down + up @ moved(down) + moved(up) @ moved(down) + single * (up @ down))
-    )
+    # Half a unit in the last place; tiny numbers lose up to half of the smallest one there is, also before scaling.
+    smallest = limits.smallest_normal * limits.eps * max(1.0, (layer.alpha / layer.rank) ** 0.5)
+    bound = ROUNDING_SLACK * (expected.abs() * limits.eps + smallest) / 2
+    return bool(((expected - read).abs() <= bound).all())
 
 
 def _load_with_diffusers(path: Path, components: Components, family: ModelFamily) -> dict[str, LoraLayer]:

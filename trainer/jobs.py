@@ -15,6 +15,7 @@ from pathlib import Path
 
 from filelock import Timeout
 
+from security.environment import offline_environment
 from security.errors import SafelightError
 from security.roots import Root
 from trainer import events
@@ -24,6 +25,9 @@ from trainer.runs import LossPoint, Progress, RunFolder, RunReader
 from trainer.workspace import Workspace
 
 logger = logging.getLogger("safelight.jobs")
+
+TRAINER_THREAD = "safelight-trainer"
+"""Name of the thread that trains."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ Trainer = Callable[[TrainConfig, RunFolder, Workspace, Callable[[Event], None], 
 def _train(
     config: TrainConfig, folder: RunFolder, workspace: Workspace, emit: Callable[[Event], None], control: Control
 ) -> None:
+    offline_environment()  # before the libraries that read it are imported
     from trainer.loop import train  # torch is imported here, on the job's thread, so that the page is up in seconds
 
     train(config, folder, workspace, emit, control)
@@ -99,7 +104,7 @@ class Jobs:
                 raise SafelightError("Safelight is shutting down; start it again first.")
             self._queue.append(run_id)
             if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._work, name="safelight-trainer", daemon=True)
+                self._thread = threading.Thread(target=self._work, name=TRAINER_THREAD, daemon=True)
                 self._thread.start()
 
     def stop(self) -> None:

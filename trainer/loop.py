@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter
@@ -88,8 +89,13 @@ def finish(run: Run, emit: Emit, control: Control) -> None:
 
 def validate(run: Run, emit: Emit) -> None:
     """Measures the held-out loss, if there are held-out pictures."""
-    if run.held_out.placed:
-        emit(events.Validated(run.step, held_out_loss(run)))
+    if not run.held_out.placed:
+        return
+    loss = held_out_loss(run)
+    if math.isfinite(loss):
+        emit(events.Validated(run.step, loss))
+    else:
+        emit(events.Warned(f"The held-out loss at step {run.step} is {loss}: the LoRA or the base gives no usable numbers."))
 
 
 def draw_samples(run: Run, emit: Emit, control: Control) -> None:

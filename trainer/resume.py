@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from security.errors import SafelightError
 from trainer.adapters import load_lora_weights, lora_weights
 from trainer.checkpoints import Checkpoint
 
@@ -22,10 +23,16 @@ def capture(run: Run) -> Checkpoint:
 
 
 def restore(run: Run, checkpoint: Checkpoint) -> None:
-    """Puts a captured state into a freshly prepared run. Raises ValueError when the LoRA has another shape.
+    """Puts a captured state into a freshly prepared run. Raises SafelightError when the LoRA has another shape.
 
     Learning rates and the like stay those of the settings: an edit between stop and resume must win.
     """
+    present = {name: tensor.shape for name, tensor in capture(run).lora.items()}
+    if present != {name: tensor.shape for name, tensor in checkpoint.lora.items()}:
+        raise SafelightError(
+            f"The checkpoint of step {checkpoint.step} was made with another lora.rank, lora.targets or "
+            "lora.train_text_encoder than config.toml has now. Set them back, or start a new run."
+        )
     for part, module in run.adapted.items():
         prefix = f"{part}."
         own = {name.removeprefix(prefix): tensor for name, tensor in checkpoint.lora.items() if name.startswith(prefix)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -81,7 +82,7 @@ def _denoise(
     from diffusers import DPMSolverMultistepScheduler
 
     device = next(components.denoiser.parameters()).device
-    scheduler = DPMSolverMultistepScheduler(**noise_schedule.sampler_config())
+    scheduler: Any = DPMSolverMultistepScheduler(**noise_schedule.sampler_config())
     scheduler.set_timesteps(settings.num_inference_steps, device=device)
     guided = settings.guidance_scale > 1.0
     size = (settings.height, settings.width)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from security.environment import offline_environment
 from security.errors import SafelightError
 from trainer import events
 from trainer.adapters import add_lora
@@ -105,7 +104,6 @@ def prepare(config: TrainConfig, folder: RunFolder, workspace: Workspace, emit: 
     _refuse_leaks(scanned, held_out)
 
     preparation.phase("Loading the base model")
-    offline_environment()
     device = choose_device(config.training.device)
     dtype = choose_dtype(config.model.precision, device)
     files = find_model(workspace, config.model.base)

@@ -37,6 +37,8 @@ TABS = (
     Tab("settings", "Settings", settings_tab),
 )
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+QUIET: dict[str, Any] = {**PRIVATE, "queue": False}
+"""For handlers that can't fail: answered at once, without the queue's stream, of which a browser can hold only six."""
 
 
 def build_app(services: Services) -> gr.Blocks:
@@ -44,11 +46,14 @@ def build_app(services: Services) -> gr.Blocks:
     with gr.Blocks(title="Safelight", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         strip = status_strip(services)
         parts: dict[str, Any] = {}
+        items: dict[str, gr.Tab] = {}
         with gr.Tabs(elem_id="tabs", overflow_behavior="wrap") as tabs:
             for tab in TABS:
-                with gr.Tab(tab.label, id=tab.id, elem_id=f"panel-{tab.id}"):
+                with gr.Tab(tab.label, id=tab.id, elem_id=f"panel-{tab.id}") as items[tab.id]:
                     parts[tab.id] = tab.build(services)
         _connect(page, services, tabs, strip, parts)
+        train: TrainTab = parts["train"]
+        items["train"].select(train.library_choices, None, train.library_fields, **QUIET)
     return page
 
 
@@ -84,15 +89,15 @@ def _connect(page: gr.Blocks, services: Services, tabs: gr.Tabs, strip: gr.HTML,
 
     parts["start"].demo(try_sample_set, None, [tabs, monitor], **PRIVATE)
     train.start.click(start_training, watched, [tabs, monitor], validator=train.faults, **PRIVATE)
-    monitor.again(train_again, None, [tabs, *filled], **PRIVATE).then(train.look, watched, told, **PRIVATE)
-    models.view.use(use, None, [tabs, base], **PRIVATE).then(train.follow_model, watched, filled, **PRIVATE).then(
-        train.look, watched, told, **PRIVATE
+    monitor.again(train_again, None, [tabs, *filled], **PRIVATE).then(train.look, watched, told, **QUIET)
+    models.view.use(use, None, [tabs, base], **PRIVATE).then(train.follow_model, watched, filled, **QUIET).then(
+        train.look, watched, told, **QUIET
     )
-    dataset.view.use(use, None, [tabs, folder], **PRIVATE).then(train.look, watched, told, **PRIVATE)
-    for event in (models.import_button.click, dataset.upload_button.click, dataset.folder_button.click):
-        event(train.library_choices, None, train.library_fields, **PRIVATE)
-    strip.state(train.start_label, None, train.start, **PRIVATE)
-    page.load(opening_tab, None, tabs, **PRIVATE)
-    page.load(train.library_choices, None, train.library_fields, **PRIVATE).then(
-        train.restore, train.draft, filled, **PRIVATE
-    ).then(train.start_label, None, train.start, **PRIVATE).then(train.look, watched, told, **PRIVATE)
+    dataset.view.use(use, None, [tabs, folder], **PRIVATE).then(train.look, watched, told, **QUIET)
+    for imported in (models.imported, *dataset.imported):
+        imported.then(train.library_choices, None, train.library_fields, **QUIET)
+    strip.state(train.start_label, None, train.start, **QUIET)
+    page.load(opening_tab, None, tabs, **QUIET)
+    page.load(train.library_choices, None, train.library_fields, **QUIET).then(
+        train.restore, train.draft, filled, **QUIET
+    ).then(train.start_label, None, train.start, **QUIET).then(train.look, watched, told, **QUIET)

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -13,6 +14,7 @@ from typing import NoReturn
 from security.errors import SafelightError
 from security.versions import version_faults
 from trainer.config.files import Setting, SettingKind, iter_settings
+from trainer.jobs import TRAINER_THREAD
 from trainer.workspace import REPOSITORY_DIR, Workspace
 
 USER_FAULT = 2
@@ -45,13 +47,23 @@ def main(arguments: Sequence[str]) -> int:
         command: Callable[[argparse.Namespace], int] = options.run
         if command not in (show_doctor, run_tests) and (faults := version_faults()):
             raise SafelightError("\n".join(faults))
-        return command(options)
+        code = command(options)
+        if not training_has_ended():
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)  # the thread is inside torch: an orderly end would wait for it, or crash and hide the code
+        return code
     except SafelightError as error:
         sys.stderr.write(f"safelight: {error}\n")
         return USER_FAULT
     except BrokenPipeError:  # the reader of our output (head, less) has seen enough; nothing more may be flushed to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def training_has_ended() -> bool:
+    """Whether no run is left that did not end in time."""
+    return not any(thread.name == TRAINER_THREAD and thread.is_alive() for thread in threading.enumerate())
 
 
 def build_parser() -> Parser:
@@ -111,7 +123,9 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "python launch.py train RUN.toml [--section.field VALUE ...] [--workspace DIR] [--json]"
     _add_workspace(parser)
     _add_json(parser, "print every event as a line of JSON")
-    parser.add_argument("config", type=Path, metavar="RUN.toml", help="settings of the run; what it leaves out is default")
+    parser.add_argument(
+        "config", type=Path, metavar="RUN.toml", help="settings of the run; what it leaves out is default"
+    )
     groups: dict[str, argparse._ArgumentGroup] = {}
     for setting in iter_settings():  # only for the help: split_settings takes them out before
         section = setting.section or "run"

@@ -56,7 +56,9 @@ def doctor(workspace: Path | None, *, as_json: bool) -> int:
 
 def check_python() -> Check:
     """Version and place of the interpreter. Which versions do is launch.py's to say: it would not have come here."""
-    return Check("Python", True, f"{platform.python_version()} on {platform.system()} {platform.machine()}, {sys.prefix}")
+    return Check(
+        "Python", True, f"{platform.python_version()} on {platform.system()} {platform.machine()}, {sys.prefix}"
+    )
 
 
 def check_packages() -> Check:
@@ -126,7 +128,9 @@ def check_workspace(path: Path | None) -> Check:
     free = shutil.disk_usage(workspace.path).free
     if free < FREE_DISK_WANTED:
         wanted = FREE_DISK_WANTED / 1e9
-        return Check("workspace", False, f"{workspace.path} has {free / 1e9:.1f} GB free; make room for {wanted:.0f} GB.")
+        return Check(
+            "workspace", False, f"{workspace.path} has {free / 1e9:.1f} GB free; make room for {wanted:.0f} GB."
+        )
     return Check("workspace", True, f"{workspace.path}, {free / 1e9:.0f} GB free")
 
 

@@ -25,6 +25,8 @@ from trainer.workspace import Workspace
 
 SAVE_SECONDS = 19.0
 """For the running step and its saving after a signal; the rest of the promised twenty seconds is for closing down."""
+SAME_SIGNAL_SECONDS = 1.0
+"""Signals that follow this fast are one: `timeout` and some shells send theirs to the process and to its group."""
 PLAIN_LINE_SECONDS = 5.0
 INTERRUPTED_TWICE = 130
 _STEP_LINE = re.compile(r"^\d\d:\d\d:\d\d {2}step \d")
@@ -93,7 +95,7 @@ def finish_demo(workspace: Workspace, progress: Progress, out: Path | None) -> D
         target.write_bytes_atomic(target.child(name), data)
     if out is None:
         return result
-    last = progress.samples[-1].step
+    last = max(sample.step for sample in progress.samples)
     wanted = [lora.path for lora in progress.loras if lora.step == progress.step]
     wanted += [sample.path for sample in progress.samples if sample.step in (0, last)]
     copied = Root(out)
@@ -136,19 +138,27 @@ class Follower:
         self.on_terminal = sys.stdout.isatty() and not as_json
         self.line_is_open = False
         self.shown, self.shown_at = "", time.monotonic()
-        self.signals = 0
-        self.stop_deadline: float | None = None
+        self.signalled_at: float | None = None
+        self.stopping = False
 
     def follow(self) -> tuple[Progress, int]:
         """Waits for the end of the run. Returns how it stands and the exit code."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
+        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            return self._wait()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _wait(self) -> tuple[Progress, int]:
         while not self.jobs.wait(0.2):
-            if self.signals and self.stop_deadline is None:
+            if self.signalled_at is not None and not self.stopping:
                 self._stop()
             self._show()
-            if self.stop_deadline is not None and time.monotonic() > self.stop_deadline:
-                self._say_error(f"the run did not end in time; `resume {self.run_id}` goes on from its last checkpoint.")
+            if self.signalled_at is not None and time.monotonic() - self.signalled_at > SAVE_SECONDS:
+                self._say_error(
+                    f"the run did not end in time; `resume {self.run_id}` goes on from its last checkpoint."
+                )
                 return self.jobs.progress(self.run_id), 1
         self._show()
         self._close_line()
@@ -167,13 +177,14 @@ class Follower:
         return progress, 1 if progress.state is RunState.INTERRUPTED else 0
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.signals += 1
-        if self.signals > 1:
+        now = time.monotonic()
+        if self.signalled_at is None:
+            self.signalled_at = now
+        elif now - self.signalled_at > SAME_SIGNAL_SECONDS:
             os._exit(INTERRUPTED_TWICE)
 
     def _stop(self) -> None:
-        self.stop_deadline = time.monotonic() + SAVE_SECONDS
-        self._close_line()
+        self.stopping = True
         self._say_error("finishing the step and saving; once more ends at once.")
         self.jobs.shutdown(timeout_seconds=0)
 

@@ -46,7 +46,8 @@ def routes(services: Services) -> list[Route]:
                 text = "\n".join(line for _, line in services.jobs.lines(run_id))
                 return PlainTextResponse(text + "\n", headers={**HEADERS, **_as_download(f"{run_id}-log.txt")})
             progress = services.jobs.progress(run_id)
-            shown = {"config.toml", *(saved.path for saved in (*progress.samples, *progress.loras))}
+            samples, loras = (saved.path for saved in progress.samples), (saved.path for saved in progress.loras)
+            shown = {"config.toml", *samples, *loras}
             if path not in shown:
                 return PlainTextResponse("There is no such file.", status_code=404)
             whole = Root(folder.path).child(*path.split("/"))

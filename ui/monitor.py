@@ -44,8 +44,9 @@ class RunMonitor:
         shown = isinstance(argument, dict) and argument.get("shown") == run_id
         since = number_of(argument, "lines") if shown else 0
         news: dict[str, Any] = {"lines": jobs.lines(run_id, since)[-MAX_LOG_LINES:]}
-        if not shown or argument.get("curve_step") != progress.step or not progress.state.is_active:
-            news["curve"] = curve(jobs.loss_curve(run_id), progress)
+        drawn = f"{progress.step} {len(progress.validations)} {len(progress.resumes)}"
+        if not shown or argument.get("drawn") != drawn:
+            news |= {"curve": curve(jobs.loss_curve(run_id), progress), "drawn": drawn}
         if not shown or not argument.get("config"):
             news["config"] = dump_config(RunFolder.find(self.services.workspace, run_id).config())
         return news

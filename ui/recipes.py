@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from security.errors import SafelightError
 from trainer.config.schema import TrainConfig
 from trainer.dataset.scan import REPEAT_FOLDER, find_dataset, picture_paths
 from trainer.demo import demo_config
-from trainer.models.library import list_models
+from trainer.models.library import ModelInfo
 from trainer.workspace import Workspace
 from ui.form import SETTINGS, flat, label
 from ui.views import duration
@@ -27,10 +27,9 @@ OWN_LENGTH = "My own number"
 COUNT_SECONDS = 5.0
 
 
-def recipe(workspace: Workspace, base: str) -> dict[str, Any]:
+def recipe(models: Iterable[ModelInfo], base: str) -> dict[str, Any]:
     """The settings that fit a model, as `section.field` -> value; the schema's defaults for one that is not known."""
-    known = {info.name: info for info in list_models(workspace)}
-    info = known.get(base)
+    info = {info.name: info for info in models}.get(base)
     if info is not None and info.builtin:
         return flat(demo_config())
     values = flat(TrainConfig())

@@ -116,12 +116,12 @@ def _free_port(options: ServeOptions) -> int:
 
 def _services(options: ServeOptions, workspace: Workspace, jobs: Jobs) -> Services:
     from ui.machine import Machine
-    from ui.services import IMPORT_FOLDER, Access, Services
+    from ui.services import IMPORT_FOLDER, Access, Library, Services
 
     access = Access(listen=options.listen, share=options.share)
     if access.open_to_others:
         (workspace.path / IMPORT_FOLDER).mkdir(exist_ok=True)
-    return Services(workspace, jobs, Machine(workspace.path), access)
+    return Services(workspace, jobs, Machine(workspace.path), access, Library(workspace))
 
 
 def _launch(

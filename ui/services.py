@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,11 +11,12 @@ from security.errors import RefusedPath
 from trainer.config.schema import TrainConfig
 from trainer.dataset.scan import list_datasets
 from trainer.jobs import Jobs
-from trainer.models.library import list_models
+from trainer.models.library import ModelInfo, list_models
 from trainer.workspace import Workspace
 from ui.machine import Machine
 
 IMPORT_FOLDER = "import"
+REMEMBER_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,25 @@ class Access:
         return self.listen or self.share
 
 
+class Library:
+    """The models that are here, remembered for some seconds: recognising one means reading its files."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+        self._models: list[ModelInfo] = []
+        self._read_at = -math.inf
+
+    def models(self) -> list[ModelInfo]:
+        """As `list_models`; a change made outside of the page is seen a little later."""
+        if time.monotonic() - self._read_at > REMEMBER_SECONDS:
+            self._models, self._read_at = list_models(self._workspace), time.monotonic()
+        return self._models
+
+    def forget(self) -> None:
+        """After a model came or went."""
+        self._read_at = -math.inf
+
+
 @dataclass(frozen=True)
 class Services:
     """Made once by the server, handed to the tabs."""
@@ -36,6 +58,7 @@ class Services:
     jobs: Jobs
     machine: Machine
     access: Access
+    library: Library
 
     def import_roots(self) -> list[Path] | None:
         """Where typed paths may lead: anywhere for the person at this machine, `import` in the workspace for all others."""
@@ -45,7 +68,7 @@ class Services:
         """Raises RefusedPath when a page that others can reach asks for a folder outside the library."""
         if not self.access.open_to_others:
             return
-        models = {info.name for info in list_models(self.workspace)}
+        models = {info.name for info in self.library.models()}
         datasets = {info.name for info in list_datasets(self.workspace)}
         for setting, value, known in (
             ("model.base", config.model.base, models),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Route, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Route, expect, sync_playwright
 
 from tests.ui.served import Served, served
 
@@ -34,6 +34,7 @@ def browser() -> Iterator[Browser]:
         if os.environ.get("SAFELIGHT_REQUIRE_BROWSER"):
             pytest.fail(reason)
         pytest.skip(reason)
+    expect.set_options(timeout=30_000)  # a busy machine is slow, not wrong
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
         yield chromium
@@ -91,6 +92,7 @@ def watched(browser: Browser, watcher: Watcher) -> Iterator[Watch]:
                 color_scheme="dark" if dark else "light",
                 has_touch=width < 600,
                 accept_downloads=True,
+                reduced_motion="reduce",
             )
             contexts.callback(context.close)
             context.route("**/*", watcher.request)

@@ -89,6 +89,17 @@ def test_temporary_folders_of_killed_programs_are_swept_and_those_in_use_are_not
         second.stdout.close()
 
 
+def test_programs_that_start_at_once_leave_each_other_their_folders(tmp_path: Path) -> None:
+    program = (
+        "import pathlib, time, security.environment as environment\n"
+        f"folders = [environment.closed_environment(pathlib.Path({str(tmp_path)!r})) for _ in range(25)]\n"
+        "time.sleep(0.3)\n"
+        "assert all((folder / 'lock').exists() for folder in folders)\n"
+    )
+    programs = [subprocess.Popen([sys.executable, "-c", program], cwd=REPOSITORY) for _ in range(4)]
+    assert [one.wait(timeout=60) for one in programs] == [0] * 4
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="links as on Linux and macOS")
 def test_the_sweep_does_not_follow_links(tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()

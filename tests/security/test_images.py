@@ -104,6 +104,9 @@ def test_sixteen_bit_colour_and_a_sixteen_bit_colour_key(tmp_path: Path) -> None
     key = png_chunk(b"tRNS", struct.pack(">H", 40000))
     path.write_bytes(png(1, 1, bits=16, color=0, data=b"\0" + struct.pack(">H", 40000), extra=key))
     assert to_rgb(open_image(path)).getpixel((0, 0)) == (156, 156, 156)
+    key = png_chunk(b"tRNS", struct.pack(">H", 100))  # 25700 becomes 100, which is not the key's 100
+    path.write_bytes(png(1, 1, bits=16, color=0, data=b"\0" + struct.pack(">H", 25700), extra=key))
+    assert to_rgb(open_image(path)).getpixel((0, 0)) == (100, 100, 100)
 
 
 def half_clear(mode: str) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -38,8 +39,14 @@ def test_exit_code_and_output_are_returned() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (3, "", "oh")
 
 
-def test_there_is_no_input_to_wait_for() -> None:
-    assert "EOFError" in run([sys.executable, "-c", "input()"], timeout_seconds=20).stderr
+def test_children_do_not_read_the_input_of_the_program() -> None:
+    child = "import sys; print(repr(sys.stdin.read()))"
+    program = f"import sys, security.processes as p; print(p.run([sys.executable, '-c', {child!r}], timeout_seconds=20).stdout)"
+    repository = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=repository, input="typed", capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "''"
 
 
 def test_a_program_that_takes_too_long_is_killed_with_its_children(tmp_path: Path) -> None:

@@ -104,6 +104,7 @@ UNSAFE: dict[str, tuple[Change, str]] = {
         edit("model_index.json", unet=["my_unet", "MyUNet"]),
         "It must be UNet2DConditionModel",
     ),
+    "known class of another library": (edit("model_index.json", unet=["mine", "UNet2DConditionModel"]), "It must be"),
     "class of another library": (edit("model_index.json", unet=["os", "system"]), "It must be"),
     "three-part class": (edit("model_index.json", unet=["diffusers", "UNet2DConditionModel", "x"]), "It must be"),
     "part is a table": (edit("model_index.json", unet={"a": 1}), "It must be"),

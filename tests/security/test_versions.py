@@ -17,7 +17,8 @@ def test_the_environment_of_the_tests_is_new_enough() -> None:
 ORDER = [
     ("2.9.1", "2.10.0", True), ("2.10.0", "2.10.0", False), ("2.10", "2.10.0", False), ("2.13.0+cpu", "2.10.0", False),
     ("2.10.0rc1", "2.10.0", True), ("2.10.0.dev20260101+cu130", "2.10.0", True), ("2.10.0.post1", "2.10.0", False),
-    ("10.0", "9.9", False), ("2.11.0a1", "2.10.0", False), ("unknown", "1.0", True),
+    ("10.0", "9.9", False), ("2.11.0a1", "2.10.0", False), ("2.10.0a1", "2.10.0", True), ("2.10.0-beta.2", "2.10.0", True),
+    ("unknown", "1.0", True),
 ]  # fmt: skip
 
 

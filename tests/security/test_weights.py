@@ -54,6 +54,7 @@ BAD_HEADERS: dict[str, tuple[dict[str, Any] | str, int, str]] = {
     "unknown dtype": ({"a": entry("F8_E9", [8], 0, 8)}, 8, "unknown type"),
     "dtype is a list": ({"a": {"dtype": ["F32"], "shape": [2], "data_offsets": [0, 8]}}, 8, "unknown type"),
     "shape and bytes differ": ({"a": entry("F32", [3], 0, 8)}, 8, "needs 12"),
+    "more bytes than the shape": ({"a": entry("F32", [1], 0, 8)}, 8, "needs 4"),
     "half a byte": ({"a": entry("F4", [3], 0, 1)}, 1, "needs 1.5"),
     "negative shape": ({"a": entry("F32", [-2], 0, 8)}, 8, "impossible shape"),
     "shape of floats": ('{"a":{"dtype":"F32","shape":[2.0],"data_offsets":[0,8]}}', 8, "impossible shape"),

@@ -403,6 +403,20 @@ def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(models, 
     assert all(torch.equal(expected[key], found[key]) for key in expected)
 
 
+def test_going_on_with_another_rank_is_refused(models, pictures, workspace) -> None:
+    trained(make_config(models["eps"], pictures), workspace)
+    with pytest.raises(ValueError, match=r"step 4 was made with another lora\.rank"):
+        trained(make_config(models["eps"], pictures, lora={"rank": 8}), workspace, only_run(workspace))
+
+
+def test_an_edited_learning_rate_wins_over_the_checkpoint(models, pictures, workspace) -> None:
+    trained(make_config(models["eps"], pictures), workspace)
+    config = make_config(models["eps"], pictures, training={"max_train_steps": 6}, optimizer={"learning_rate": 3e-3})
+    seen = trained(config, workspace, only_run(workspace))
+    steps = [event for event in seen if isinstance(event, events.StepDone)]
+    assert [(event.step, event.learning_rate) for event in steps] == [(5, 3e-3), (6, 3e-3)]
+
+
 # --- what a run leaves and says ---
 
 

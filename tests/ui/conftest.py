@@ -10,13 +10,13 @@ import pytest
 from trainer.jobs import Jobs
 from trainer.workspace import Workspace
 from ui.machine import Machine
-from ui.services import Access, Services
+from ui.services import Access, Library, Services
 
 
 def make_services(folder: Path, access: Access | None = None) -> Services:
     """Services of a fresh workspace."""
     workspace = Workspace.open(folder / "workspace")
-    return Services(workspace, Jobs(workspace), Machine(workspace.path), access or Access())
+    return Services(workspace, Jobs(workspace), Machine(workspace.path), access or Access(), Library(workspace))
 
 
 @pytest.fixture

@@ -16,8 +16,9 @@ from ui.services import Services
 
 
 def test_the_embedded_model_starts_with_the_demo_settings(services: Services) -> None:
-    assert recipe(services.workspace, "demo") == flat(demo_config())
-    assert recipe(services.workspace, "unknown") == flat(TrainConfig())
+    models = services.library.models()
+    assert recipe(models, "demo") == flat(demo_config())
+    assert recipe(models, "unknown") == flat(TrainConfig())
 
 
 def test_settings_that_were_not_touched_follow_the_model() -> None:

@@ -57,16 +57,17 @@ def test_runs_are_listed_and_one_is_shown_with_what_is_new(services: Services) -
     run_folder(services.workspace, "second", steps=12, total=20)
     with gr.Blocks():
         view = RunMonitor(services).view
-    answer = view.runs_state({"run": None, "shown": "", "lines": 0, "curve_step": -1, "config": False})
+    answer = view.runs_state({"run": None, "shown": "", "lines": 0, "drawn": "", "config": False})
     assert {row["id"] for row in answer["runs"]} == {"first", "second"}
     assert answer["run"]["id"] == answer["runs"][0]["id"]
     answer = view.runs_state({"run": "first", "shown": "", "lines": 0})
     assert answer["lines"][0][0] == 0
     assert answer["config"].count("max_train_steps = 20") == 1
     assert answer["curve"]["points"][-1][0] == 20
-    again = view.runs_state({"run": "first", "shown": "first", "lines": answer["lines"][-1][0] + 1, "config": True})
+    seen = {"shown": "first", "lines": answer["lines"][-1][0] + 1, "config": True, "drawn": answer["drawn"]}
+    again = view.runs_state({"run": "first", **seen})
     assert again["lines"] == []
-    assert "config" not in again
+    assert not {"config", "curve"} & set(again)
     assert "error" in view.runs_state({"run": "gone"})
     assert view.runs_state("nonsense")["run"] is not None
 

@@ -23,10 +23,11 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
+from trainer.demo import BASE_DIR, DEMO_DIR
 from trainer.demo.build_data import (
-    DEMO_DIR,
     FLAT,
     IMAGE_SIZE,
     INK,
@@ -38,10 +39,10 @@ from trainer.demo.build_data import (
     read_emoji,
     read_subjects,
 )
-from trainer.demo.build_export import export_base, write_curve, write_sample_sheet
+from trainer.demo.build_export import export_base, load_base, write_curve, write_sample_sheet
 from trainer.demo.build_ink import write_ink_datasets
 from trainer.demo.build_tokenizer import build_tokenizer
-from trainer.demo.build_unet import Batches, encode_subjects, train_unet
+from trainer.demo.build_unet import Batches, encode_subjects, first_step_error, train_unet
 from trainer.demo.build_vae import save_stacks, train_vae
 
 log = logging.getLogger(__name__)
@@ -82,9 +83,14 @@ def build_unet(packages: dict[str, Path], subjects: list[Emoji], work: Path, *, 
 
 
 def export(subjects: list[Emoji], work: Path, base_dir: Path) -> None:
-    """Writes the model folder, the sample sheet and the training curve."""
+    """Writes the model folder, the sample sheet and the training curve, and logs the error of x0 from the caption alone."""
     export_base(work, base_dir)
-    write_sample_sheet(base_dir, DEMO_DIR / "prompts.txt", base_dir.parent / "sample_sheet.png")
+    pipeline = load_base(base_dir)
+    latents = load_file(work / "latents.safetensors")["latents"][:, 0]
+    labels = [one.label for one in subjects]
+    tokens = pipeline.tokenizer(labels, padding="max_length", return_tensors="pt").input_ids
+    log.info("x0 error at t=999: %.4f", first_step_error(pipeline.unet, pipeline.text_encoder, latents, tokens))
+    write_sample_sheet(pipeline, DEMO_DIR / "prompts.txt", base_dir.parent / "sample_sheet.png")
     write_curve(work / "checkpoint" / "progress.json", base_dir.parent)
 
 
@@ -96,7 +102,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=95.0, help="time for the UNet and text encoder")
     parser.add_argument("--vae-minutes", type=float, default=9.0, help="time for the VAE")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--output", type=Path, default=DEMO_DIR / "base", help="folder of the finished model")
+    parser.add_argument("--output", type=Path, default=BASE_DIR, help="folder of the finished model")
     parser.add_argument("--stage", choices=STAGES, help="run only this stage")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")

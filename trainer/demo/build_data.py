@@ -10,7 +10,8 @@ import numpy as np
 import resvg_py
 from PIL import Image
 
-DEMO_DIR = Path(__file__).parent
+from trainer.demo import DEMO_DIR
+
 NOTO, FLAT, INK, NAMES = (
     "@iconify-json/noto",
     "@iconify-json/fluent-emoji-flat",

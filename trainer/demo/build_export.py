@@ -91,10 +91,10 @@ def draw_sheet(images: list[Image.Image], captions: list[str], path: Path) -> No
     sheet.save(path, optimize=True)
 
 
-def write_sample_sheet(base_dir: Path, prompts_path: Path, sheet_path: Path) -> None:
+def write_sample_sheet(pipeline: StableDiffusionPipeline, prompts_path: Path, sheet_path: Path) -> None:
     """Samples every line of `prompts_path`."""
     prompts = prompts_path.read_text("utf-8").splitlines()
-    draw_sheet(sample(load_base(base_dir), prompts), prompts, sheet_path)
+    draw_sheet(sample(pipeline, prompts), prompts, sheet_path)
 
 
 def write_curve(progress_path: Path, folder: Path) -> None:

@@ -40,7 +40,7 @@ class Recipe:
 
 
 RECIPES = {
-    "cpu": Recipe(16, 1e-3, 0.999, False, SDPBackend.MATH),
+    "cpu": Recipe(16, 1e-3, 0.998, False, SDPBackend.MATH),
     "cuda": Recipe(512, 1.5e-3, 0.9995, True, SDPBackend.FLASH_ATTENTION),
 }
 

@@ -18,7 +18,7 @@ CELL = 128
 GAP = 8
 MARGIN = 90
 """Width in pixels of the column that says "base" and "LoRA"."""
-COLUMNS = 6
+MAX_COLUMNS = 6
 TEXT_LINES = 3
 LINE_HEIGHT = 15
 FONT_SIZE = 12
@@ -31,9 +31,11 @@ def contact_sheet(run_path: Path, samples: Sequence[SampleSaved]) -> Image.Image
         raise SafelightError("This run has no samples from before and after training to compare.")
     before, after = ({s.index: s for s in samples if s.step == step} for step in (steps[0], steps[-1]))
     shared = sorted(before.keys() & after.keys())
-    bands = [shared[start : start + COLUMNS] for start in range(0, len(shared), COLUMNS)]
+    num_bands = -(-len(shared) // MAX_COLUMNS)
+    columns = -(-len(shared) // num_bands)  # 8 pictures are two rows of 4, not 6 and 2
+    bands = [shared[start : start + columns] for start in range(0, len(shared), columns)]
     band_height = 2 * (CELL + GAP) + TEXT_LINES * LINE_HEIGHT + GAP
-    width = MARGIN + min(COLUMNS, len(shared)) * (CELL + GAP) + GAP
+    width = MARGIN + columns * (CELL + GAP) + GAP
     sheet = Image.new("RGB", (width, GAP + len(bands) * band_height), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(FONT_SIZE)

@@ -56,7 +56,9 @@ def _from_folder(files: ModelFiles, layout: Layout, dtype: torch.dtype) -> Compo
         denoiser=_load_part(UNet2DConditionModel, files.path / "unet", dtype),
         text_encoders=[
             # Let through here so that the check below can name the tensor; transformers only writes it to the log.
-            _load_part(getattr(transformers, one.class_name), files.path / one.folder, dtype, ignore_mismatched_sizes=True)
+            _load_part(
+                getattr(transformers, one.class_name), files.path / one.folder, dtype, ignore_mismatched_sizes=True
+            )
             for one in layout.text_encoders
         ],
         tokenizers=[

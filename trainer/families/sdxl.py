@@ -138,7 +138,7 @@ class StableDiffusionXL:
 
         A level takes layers_per_block + 1 numbers: its layers, then its down-sampler. Input block 0 is conv_in.
         """
-        per_level: int = denoiser.config.layers_per_block + 1  # type: ignore[union-attr, operator]
+        per_level: int = denoiser.config.layers_per_block + 1
         if match := _BLOCK.fullmatch(module_name):
             side, level, kind, layer, rest = match[1], int(match[2]), match[3], int(match[4]), match[5]
             inner = {"resnets": 0, "attentions": 1}.get(kind)

@@ -24,7 +24,7 @@ LORA_TARGETS: dict[LoraTargets, list[str]] = {
 
 def compute_dtype(denoiser: nn.Module) -> torch.dtype:
     """Format of the frozen U-Net's weights. Asked of a layer that no LoRA touches: its parameters are fp32."""
-    dtype: torch.dtype = denoiser.conv_in.weight.dtype  # type: ignore[union-attr, assignment]
+    dtype: torch.dtype = denoiser.conv_in.weight.dtype
     return dtype
 
 
@@ -50,7 +50,7 @@ def latent_shape(components: Components, width: int, height: int) -> tuple[int, 
     factor = vae_factor(components)
     if width % factor or height % factor:
         raise UnusableModel(f"{width}x{height} pixels don't fit this model. Use multiples of {factor}.")
-    return components.denoiser.config.in_channels, height // factor, width // factor  # type: ignore[union-attr, return-value]
+    return components.denoiser.config.in_channels, height // factor, width // factor
 
 
 def bucket_step(components: Components) -> int:

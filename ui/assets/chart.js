@@ -2,7 +2,7 @@
 (() => {
   "use strict";
   const { h } = window.safelight;
-  const WIDTH = 720;
+  const narrow = window.matchMedia("(max-width: 600px)");
   const HEIGHT = 260;
   const LEFT = 52;
   const RIGHT = 16;
@@ -40,6 +40,7 @@
   }
 
   function draw(data, text) {
+    const WIDTH = narrow.matches ? 400 : 720; // drawn at about its own size, so that its letters stay readable
     const [low, high] = range(data);
     const last = Math.max(data.total, data.points.at(-1)[0], 1);
     const x = (step) => LEFT + ((WIDTH - LEFT - RIGHT) * step) / last;

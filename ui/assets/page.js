@@ -65,7 +65,9 @@
     });
     try {
       const answer = await Promise.race([server[name](argument), late]);
-      if (answer && answer.error) throw Object.assign(new Error(answer.error), { told: true });
+      // Gradio swallows a failed request and answers with nothing.
+      if (typeof answer !== "object" || answer === null) throw new Error("Safelight does not answer.");
+      if (answer.error) throw Object.assign(new Error(answer.error), { told: true });
       return answer;
     } finally {
       window.clearTimeout(clock);
@@ -76,7 +78,7 @@
   async function act(server, name, argument) {
     try {
       const answer = await call(server, name, argument);
-      if (answer?.text) notify(answer.text);
+      if (answer.text) notify(answer.text);
       document.dispatchEvent(new CustomEvent("safelight:look"));
       return answer;
     } catch (error) {

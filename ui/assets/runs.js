@@ -16,7 +16,7 @@
       run: new URL(window.location.href).searchParams.get("run"),
       part: "live",
       lines: 0,
-      curve_step: -1,
+      drawn: "",
       config: "",
       detail: null,
     };
@@ -107,7 +107,7 @@
     }
 
     function start_afresh(run) {
-      Object.assign(state, { shown: run, lines: 0, curve_step: -1, config: "" });
+      Object.assign(state, { shown: run, lines: 0, drawn: "", config: "" });
       log.replaceChildren();
     }
 
@@ -231,14 +231,14 @@
       add_lines(answer.lines);
       if (answer.config) setText(config_text, (state.config = answer.config));
       if (answer.curve) {
-        state.curve_step = answer.run.step;
+        state.drawn = answer.drawn;
         redraw(curve_box, [answer.curve, answer.run.loss_text], () => loss_curve(answer.curve, answer.run.loss_text));
       }
     }
 
     const look = poll(element, async () => {
       const run = state.run;
-      const asked = { run, shown: state.shown || "", lines: state.lines, curve_step: state.curve_step, config: Boolean(state.config) };
+      const asked = { run, shown: state.shown || "", lines: state.lines, drawn: state.drawn, config: Boolean(state.config) };
       try {
         const answer = await call(server, "runs_state", asked);
         if (run === state.run) show(answer);

@@ -53,39 +53,32 @@
     }
   }
 
+  const cells = new Map();
+  let rows = [];
+
+  /** One picture. Made once: a picture that is put into a new list is not fetched again. */
+  function cell(sample) {
+    const name = `${sample.prompt}, ${step_name(sample)}`;
+    if (!cells.has(sample.url)) {
+      const enlarge = () => {
+        const row = rows.findIndex((samples) => samples[0].index === sample.index);
+        large_view(rows, row, rows[row].findIndex((other) => other.url === sample.url));
+      };
+      const picture = h("img", { src: sample.thumb, alt: "", loading: "lazy" });
+      const attributes = { type: "button", class: "sl-sample", "data-key": sample.url, "aria-label": `Enlarge: ${name}`, onclick: enlarge };
+      cells.set(sample.url, h("li", {}, h("button", attributes, picture, h("span", {}, step_name(sample)))));
+    }
+    return cells.get(sample.url);
+  }
+
   window.safelight.sample_rows = (samples) => {
+    rows = by_prompt(samples);
+    for (const url of cells.keys()) if (!samples.some((sample) => sample.url === url)) cells.delete(url);
     if (!samples.length) {
       return [h("p", { class: "sl-muted" }, "No samples yet. They are drawn before the first step, after the last, and in between as the settings say.")];
     }
-    const rows = by_prompt(samples);
-    return rows.map((row, at) =>
-      h(
-        "section",
-        { class: "sl-sample-row" },
-        h("h3", {}, row[0].prompt),
-        h(
-          "ul",
-          { class: "sl-samples" },
-          row.map((sample, column) =>
-            h(
-              "li",
-              {},
-              h(
-                "button",
-                {
-                  type: "button",
-                  class: "sl-sample",
-                  "data-key": `${sample.index}-${sample.step}`,
-                  "aria-label": `Enlarge: ${sample.prompt}, ${step_name(sample)}`,
-                  onclick: () => large_view(rows, at, column),
-                },
-                h("img", { src: sample.thumb, alt: "", loading: "lazy" }),
-                h("span", {}, step_name(sample)),
-              ),
-            ),
-          ),
-        ),
-      ),
+    return rows.map((row) =>
+      h("section", { class: "sl-sample-row" }, h("h3", {}, row[0].prompt), h("ul", { class: "sl-samples" }, row.map(cell))),
     );
   };
 })();

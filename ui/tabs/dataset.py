@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 import gradio as gr
+from gradio.events import Dependency
 
 from security.errors import SafelightError
 from security.images import read_image_info
@@ -35,11 +36,12 @@ from ui.widgets import drawn_view
 
 @dataclass(frozen=True)
 class DatasetTab:
-    """What other tabs connect to: `view` triggers `use` with a dataset's name; both buttons bring pictures in."""
+    """What other tabs connect to: `view` triggers `use` with a dataset's name; `imported` are over when pictures came in."""
 
     view: gr.HTML
     upload_button: gr.Button
     folder_button: gr.Button
+    imported: tuple[Dependency, Dependency]
 
 
 def dataset_tab(services: Services) -> DatasetTab:
@@ -98,9 +100,13 @@ def dataset_tab(services: Services) -> DatasetTab:
     def bring_folder(typed_name: str, typed_folder: str) -> dict[str, Any]:
         return _report(lambda: _import_folder(services, typed_name, typed_folder or ""))
 
-    upload_button.click(bring_uploads, [name, files], [view, files], api_visibility="private", show_progress="minimal")
-    folder_button.click(bring_folder, [name, folder], view, api_visibility="private", show_progress="minimal")
-    return DatasetTab(view, upload_button, folder_button)
+    from_browser = upload_button.click(
+        bring_uploads, [name, files], [view, files], api_visibility="private", show_progress="minimal"
+    )
+    from_folder = folder_button.click(
+        bring_folder, [name, folder], view, api_visibility="private", show_progress="minimal"
+    )
+    return DatasetTab(view, upload_button, folder_button, (from_browser, from_folder))
 
 
 def _where(services: Services) -> str:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
+from gradio.events import Dependency
 
 from security.roots import Root, resolve_user_path
-from trainer.models.library import ModelInfo, import_model, list_models
+from trainer.models.library import ModelInfo, import_model
 from trainer.runs import RunFolder
 from ui.machine import gigabytes
 from ui.messages import ShownError, outcome, text_of
@@ -18,21 +19,23 @@ from ui.widgets import drawn_view
 
 @dataclass(frozen=True)
 class ModelsTab:
-    """What other tabs connect to: `view` triggers `use` with a model's name; `brought_in` fires after an import."""
+    """What other tabs connect to: `view` triggers `use` with a model's name; `imported` is over when a model came in."""
 
     view: gr.HTML
     import_button: gr.Button
+    imported: Dependency
 
 
 def models_tab(services: Services) -> ModelsTab:
     """Draws the tab."""
 
     def models_state(_argument: Any = None) -> dict[str, Any]:
-        return {"models": [_row(info) for info in list_models(services.workspace)]}
+        return {"models": [_row(info) for info in services.library.models()]}
 
     def remove(argument: Any = None) -> dict[str, Any]:
         name = text_of(argument, "name")
         _remove(services, name)
+        services.library.forget()
         return {"text": f"{name} is removed."}
 
     gr.Markdown("## Models on this machine")
@@ -50,17 +53,18 @@ def models_tab(services: Services) -> ModelsTab:
         def work() -> str:
             source = resolve_user_path(typed_path or "", services.import_roots())
             info = import_model(services.workspace, source, (typed_name or "").strip() or None)
+            services.library.forget()
             return f"{info.name} is here: {info.family_label}, {gigabytes(info.num_bytes)}, predicts {info.prediction_type}."
 
         return outcome(work)
 
-    button.click(bring_in, [path, name], view, api_visibility="private", show_progress="minimal")
-    return ModelsTab(view, button)
+    imported = button.click(bring_in, [path, name], view, api_visibility="private", show_progress="minimal")
+    return ModelsTab(view, button, imported)
 
 
 def _remove(services: Services, name: str) -> None:
     """Takes a model out of the library. Raises ShownError for the embedded one and for one that a run needs now."""
-    info = next((info for info in list_models(services.workspace) if info.name == name), None)
+    info = next((info for info in services.library.models() if info.name == name), None)
     if info is None or info.builtin:
         raise ShownError(f"{name} is not a model that can be removed.")
     active = services.jobs.active_run_id

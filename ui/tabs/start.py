@@ -8,7 +8,6 @@ import gradio as gr
 
 from trainer.dataset.scan import list_datasets
 from trainer.demo import demo_config
-from trainer.models.library import list_models
 from ui.machine import machine_line
 from ui.messages import text_of
 from ui.monitor import run_action
@@ -41,7 +40,7 @@ def start_demo(services: Services) -> str:
 
 
 def _model_step(services: Services) -> dict[str, Any]:
-    models = [info for info in list_models(services.workspace) if not info.problem]
+    models = [info for info in services.library.models() if not info.problem]
     own = [info.name for info in models if not info.builtin]
     here = f"here: {', '.join(own[:3])}" + (f" and {len(own) - 3} more" if len(own) > 3 else "")
     sample = "the small sample model is here; add your own for real pictures" if models else "no model is here yet"

@@ -13,7 +13,6 @@ from security.errors import SafelightError
 from trainer.config.files import ConfigError, dump_config, load_config
 from trainer.config.schema import Section, TrainConfig
 from trainer.dataset.scan import list_datasets
-from trainer.models.library import list_models
 from trainer.runs import RunFolder
 from ui.form import LIBRARY_SETTINGS, SETTINGS, ConfigForm, words_of
 from ui.messages import shown_to_the_user
@@ -35,6 +34,7 @@ class TrainTab:
         self.sizes = DatasetSizes(services.workspace)
         self.draft = gr.BrowserState({}, storage_key=DRAFT_KEY, secret=DRAFT_KEY)  # settings only, nothing secret
         self.base = gr.State(FIRST_BASE)
+        self._configs: dict[str, TrainConfig] = {}
         self._lay_out()
         self._connect()
 
@@ -80,7 +80,10 @@ class TrainTab:
             self.form.place_section(section)
 
     def _first_values(self) -> dict[str, Any]:
-        return {**recipe(self.services.workspace, FIRST_BASE), "name": "my_lora"}
+        return {**self._recipe(FIRST_BASE), "name": "my_lora"}
+
+    def _recipe(self, base: str) -> dict[str, Any]:
+        return recipe(self.services.library.models(), base)
 
     # -- events --
 
@@ -119,7 +122,7 @@ class TrainTab:
         """What the form as it stands means: the plan, the changes, and the draft that survives a reload."""
         typed = self.form.plain_values(values)
         base = values[self.base]
-        changed = changes(typed, recipe(self.services.workspace, base))
+        changed = changes(typed, self._recipe(base))
         return {"plan": self._plan(values), "changed": changed}, {"base": base, "values": typed}
 
     def _plan(self, values: Values) -> dict[str, str]:
@@ -141,7 +144,7 @@ class TrainTab:
         for run in self.services.jobs.runs()[:5]:
             if run.seconds_per_step is None:
                 continue
-            other = RunFolder.find(self.services.workspace, run.run_id).config()
+            other = self._config_of(run.run_id)
             if (other.model.base, other.dataset.resolution, other.training.batch_size) == (
                 config.model.base,
                 config.dataset.resolution,
@@ -150,13 +153,19 @@ class TrainTab:
                 return run.seconds_per_step
         return None
 
+    def _config_of(self, run_id: str) -> TrainConfig:
+        """A run's settings; they never change, and the form asks at every key."""
+        if run_id not in self._configs:
+            self._configs[run_id] = RunFolder.find(self.services.workspace, run_id).config()
+        return self._configs[run_id]
+
     def follow_model(self, values: Values) -> list[Any]:
         """A new model brings its recipe along, for the settings that were not touched."""
         typed = self.form.plain_values(values)
-        new_base, workspace = typed["model.base"], self.services.workspace
+        new_base = typed["model.base"]
         return [
             new_base,
-            *self.form.show_some(follow(typed, recipe(workspace, values[self.base]), recipe(workspace, new_base))),
+            *self.form.show_some(follow(typed, self._recipe(values[self.base]), self._recipe(new_base))),
         ]
 
     def set_length(self, values: Values) -> Any:
@@ -173,7 +182,7 @@ class TrainTab:
 
     def reset(self, base: str, event: gr.EventData) -> list[Any]:
         """One setting, or all of them, back to where the form started."""
-        start = recipe(self.services.workspace, base)
+        start = self._recipe(base)
         name = getattr(event, "name", "")
         return self.form.show_some({name: start[name]} if name in start else {})
 
@@ -216,7 +225,7 @@ class TrainTab:
         """Fresh choices for the dropdowns that name models and datasets."""
         models = [
             (f"{info.name} ({info.family_label})", info.name)
-            for info in list_models(self.services.workspace)
+            for info in self.services.library.models()
             if not info.problem
         ]
         datasets = [

@@ -1,0 +1,61 @@
+"""What holds for every test: no outside network, a workspace of its own, and a reason for each one that is skipped."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+# Set before any test module is imported, because some libraries read the environment when they are.
+os.environ["SAFELIGHT_WORKSPACE"] = tempfile.mkdtemp(prefix="safelight-tests-")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["SAFELIGHT_WORKSPACE"], ignore_errors=True)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked `gpu` are skipped with a reason on a machine without one."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("torch sees no NVIDIA GPU")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_outside_network() -> Iterator[None]:
+    """Any connection from this process to an address outside this machine is a fault of the test."""
+    connect, connect_ex = socket.socket.connect, socket.socket.connect_ex
+
+    def refuse_outside(address: Any) -> None:
+        host = address[0] if isinstance(address, tuple) else ""
+        if host and host not in ("127.0.0.1", "::1", "localhost", "0.0.0.0") and not host.startswith("127."):
+            raise AssertionError(f"a test tried to connect to {address}; tests stay on this machine")
+
+    def guarded_connect(self: socket.socket, address: Any) -> None:
+        refuse_outside(address)
+        return connect(self, address)
+
+    def guarded_connect_ex(self: socket.socket, address: Any) -> int:
+        refuse_outside(address)
+        return connect_ex(self, address)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(socket.socket, "connect", guarded_connect)
+    patch.setattr(socket.socket, "connect_ex", guarded_connect_ex)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeps what a test does to the environment out of the next one."""
+    monkeypatch.setenv("SAFELIGHT_WORKSPACE", os.environ["SAFELIGHT_WORKSPACE"])
