@@ -178,8 +178,7 @@ class Jobs:
         if self._active is not None:
             return self.progress(self._active)
         runs = self.runs()
-        active = [run for run in runs if run.state.is_active]
-        return (active or runs or [None])[0]
+        return next((run for run in runs if run.state.is_active), runs[0] if runs else None)
 
     def loss_curve(self, run_id: str, max_points: int = 400) -> list[LossPoint]:
         """The run's losses, thinned."""

@@ -95,7 +95,11 @@ def validate(run: Run, emit: Emit) -> None:
     if math.isfinite(loss):
         emit(events.Validated(run.step, loss))
     else:
-        emit(events.Warned(f"The held-out loss at step {run.step} is {loss}: the LoRA or the base gives no usable numbers."))
+        emit(
+            events.Warned(
+                f"The held-out loss at step {run.step} is {loss}: the LoRA or the base gives no usable numbers."
+            )
+        )
 
 
 def draw_samples(run: Run, emit: Emit, control: Control) -> None:

@@ -26,19 +26,6 @@ class SamplePrompts:
     negative: Conditioning
 
 
-def encode_sample_prompts(
-    family: ModelFamily, components: Components, settings: SampleConfig, *, clip_skip: int, max_token_length: int
-) -> SamplePrompts:
-    """Encodes all prompts of the samples as training does, adapters included. Needs the text encoders."""
-    with evaluation(components.text_encoders), torch.no_grad():
-        texts = [*settings.prompts, settings.negative_prompt]
-        rows = [
-            family.encode_prompts(components, [text], clip_skip=clip_skip, max_token_length=max_token_length)
-            for text in texts
-        ]
-    return SamplePrompts(tuple(rows[:-1]), rows[-1])
-
-
 def draw(
     family: ModelFamily,
     components: Components,

@@ -62,8 +62,7 @@ def _connect(page: gr.Blocks, services: Services, tabs: gr.Tabs, strip: gr.HTML,
     monitor = parts["runs"].view
     models, dataset = parts["models"], parts["dataset"]
     base, folder = train.form.fields["model.base"], train.form.fields["dataset.folder"]
-    filled = [train.base, *train.form.outputs]
-    watched, told = {*train.form.inputs, train.base}, [train.tools, train.draft]
+    filled, watched, told = train.form.outputs, train.form.inputs, [train.tools, train.draft]
 
     def to_run(run_id: str) -> tuple[Any, dict[str, str]]:
         return gr.Tabs(selected="runs"), {"run": run_id}
@@ -88,11 +87,11 @@ def _connect(page: gr.Blocks, services: Services, tabs: gr.Tabs, strip: gr.HTML,
         return gr.Tabs(selected="runs") if services.jobs.active_run_id and not named else gr.skip()
 
     parts["start"].demo(try_sample_set, None, [tabs, monitor], **PRIVATE)
-    train.start.click(start_training, watched, [tabs, monitor], validator=train.faults, **PRIVATE)
+    train.start.click(start_training, watched, [tabs, monitor], validator=train.form.faults, **PRIVATE)
     monitor.again(train_again, None, [tabs, *filled], **PRIVATE).then(train.look, watched, told, **QUIET)
-    models.view.use(use, None, [tabs, base], **PRIVATE).then(train.follow_model, watched, filled, **QUIET).then(
-        train.look, watched, told, **QUIET
-    )
+    models.view.use(use, None, [tabs, base], **PRIVATE).then(
+        train.follow_model, {*watched, train.draft}, filled, **QUIET
+    ).then(train.look, watched, told, **QUIET)
     dataset.view.use(use, None, [tabs, folder], **PRIVATE).then(train.look, watched, told, **QUIET)
     for imported in (models.imported, *dataset.imported):
         imported.then(train.library_choices, None, train.library_fields, **QUIET)

@@ -129,10 +129,10 @@ def test_flags_lie_over_the_file() -> None:
     ("flags", "words"),
     [
         (["--lora.rnk", "8"], "Did you mean"),
-        (["--lora.rank", "eight"], "not a integer"),
+        (["--lora.rank", "eight"], "not a whole number"),
         (["--lora.rank"], "needs a value"),
         (["lora.rank", "3"], "is not a setting"),
-        (["--dataset.shuffle_tags", "perhaps"], "not a switch"),
+        (["--dataset.shuffle_tags", "perhaps"], "not on or off"),
     ],
 )
 def test_bad_flags_are_refused(flags: list[str], words: str) -> None:

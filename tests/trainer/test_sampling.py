@@ -47,10 +47,21 @@ def load(family: ModelFamily, folder: Path, dtype: torch.dtype = torch.float32, 
     return family.load(tiny.model_files(folder, family.name, **facts), "cpu", dtype)
 
 
+def encoded(
+    family: ModelFamily, components: Components, settings: SampleConfig = SETTINGS, clip_skip: int = 1
+) -> sampling.SamplePrompts:
+    with sampling.evaluation(components.text_encoders), torch.no_grad():
+        rows = [
+            family.encode_prompts(components, [text], clip_skip=clip_skip, max_token_length=75)
+            for text in (*settings.prompts, settings.negative_prompt)
+        ]
+    return sampling.SamplePrompts(tuple(rows[:-1]), rows[-1])
+
+
 def draw(
     family: ModelFamily, components: Components, settings: SampleConfig = SETTINGS, index: int = 0, clip_skip: int = 1
 ) -> Image.Image:
-    prompts = sampling.encode_sample_prompts(family, components, settings, clip_skip=clip_skip, max_token_length=75)
+    prompts = encoded(family, components, settings, clip_skip)
     schedule = family.schedule(components, ModelConfig())
     image = sampling.draw(family, components, schedule, settings, prompts, index=index)
     assert image is not None
@@ -191,7 +202,7 @@ def test_samples_of_a_bf16_base_are_nearly_those_of_fp32(family: ModelFamily, fo
 def test_text_encoders_are_not_needed_once_the_prompts_are_encoded(family: ModelFamily, folder: Path) -> None:
     components = load(family, folder)
     expected = draw(family, components)
-    prompts = sampling.encode_sample_prompts(family, components, SETTINGS, clip_skip=1, max_token_length=75)
+    prompts = encoded(family, components)
     components.text_encoders = [None] * len(components.text_encoders)
     schedule = family.schedule(components, ModelConfig())
     image = sampling.draw(family, components, schedule, SETTINGS, prompts, index=0)
@@ -200,7 +211,7 @@ def test_text_encoders_are_not_needed_once_the_prompts_are_encoded(family: Model
 
 def test_drawing_ends_when_it_is_interrupted(family: ModelFamily, folder: Path) -> None:
     components = load(family, folder)
-    prompts = sampling.encode_sample_prompts(family, components, SETTINGS, clip_skip=1, max_token_length=75)
+    prompts = encoded(family, components)
     schedule = family.schedule(components, ModelConfig())
     asked: list[int] = []
 

@@ -355,7 +355,9 @@ train(load_config(folder.config_path), folder, Workspace.open(Path(sys.argv[2]))
 def kill_at(folder: RunFolder, workspace: Workspace, reached: Callable[[str], bool]) -> None:
     """Trains in a process of its own and kills it as hard as can be once its event file says so."""
     child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(folder.path), str(workspace.path)], cwd=Path(__file__).parents[2]
+        [sys.executable, "-c", CHILD, str(folder.path), str(workspace.path)],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},  # sums depend on the number of threads
     )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and child.poll() is None:
@@ -371,7 +373,7 @@ def test_killed_twice_it_still_ends_bit_for_bit_the_same(models, pictures, tmp_p
     config = make_config(
         models["eps"],
         pictures,
-        training={"max_train_steps": 60, "gradient_accumulation_steps": 2},
+        training={"max_train_steps": 24, "gradient_accumulation_steps": 2},
         save={"every_n_steps": 5},
         lora={"dropout": 0.1},
     )
@@ -379,8 +381,8 @@ def test_killed_twice_it_still_ends_bit_for_bit_the_same(models, pictures, tmp_p
     reference = trained(config, whole)
     broken = Workspace.open(tmp_path / "broken")
     folder = RunFolder.create(broken, config)
-    kill_at(folder, broken, lambda text: '"step": 12,' in text)
-    kill_at(folder, broken, lambda text: text.count('"Resumed"') == 1 and '"step": 33,' in text)
+    kill_at(folder, broken, lambda text: '"step": 7,' in text)
+    kill_at(folder, broken, lambda text: text.count('"Resumed"') == 1 and text.count('"step": 14,') >= 1)
     again = trained(config, broken, folder)
     first = next(event for event in again if isinstance(event, events.Resumed))
     assert first.step > 0

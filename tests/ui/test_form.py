@@ -10,6 +10,7 @@ import pytest
 from tests.ui.conftest import make_services
 from trainer.config.files import ConfigError, Setting, SettingKind, config_values, parse_config
 from trainer.config.schema import TrainConfig
+from trainer.demo import demo_config
 from ui.form import SETTINGS, ConfigForm, flat, nested, plain
 from ui.services import Services
 from ui.tabs.train import TrainTab
@@ -120,7 +121,6 @@ def train_tab(services: Services) -> TrainTab:
 def test_a_draft_comes_back_and_nonsense_in_it_is_left_out(tmp_path: Any) -> None:
     tab = train_tab(make_services(tmp_path))
     draft = {
-        "base": "demo",
         "values": {
             "name": "kept",
             "lora.rank": "no number",
@@ -129,25 +129,23 @@ def test_a_draft_comes_back_and_nonsense_in_it_is_left_out(tmp_path: Any) -> Non
             "unknown": 1,
         },
     }
-    base, *shown = tab.restore(draft)
-    by_name = dict(zip(SETTINGS, shown, strict=True))
-    assert base == "demo"
+    by_name = dict(zip(SETTINGS, tab.restore(draft), strict=True))
     assert by_name["name"] == "kept"
     assert by_name["sample.prompts"] == "x"
     assert by_name["lora.rank"] == gr.skip()
     assert by_name["dataset.shuffle_tags"] == gr.skip()
     for nothing in ({}, None, "text", {"values": []}):
-        assert tab.restore(nothing)[1:] == [gr.skip()] * len(SETTINGS)
+        assert tab.restore(nothing) == [gr.skip()] * len(SETTINGS)
 
 
 def test_export_and_import_give_the_same_form(tmp_path: Any) -> None:
     tab = train_tab(make_services(tmp_path))
     values = typed(tab.form, **{"name": "twice", "lora.rank": 7, "sample.prompts": ["a cat", 'quo"ted']})
-    told = tab.export_text({**values, tab.base: "demo"})["export"]
+    told = tab.export_text(values)["export"]
     assert told["command"] == "python launch.py train twice.toml"
     path = tmp_path / told["name"]
     path.write_text(told["text"], encoding="utf-8")
-    _, *shown = tab.import_file(str(path))
+    shown = tab.import_file(str(path))
     assert tab.form.read(dict(zip(tab.form.outputs, shown, strict=True))) == tab.form.read(values)
 
 
@@ -158,3 +156,13 @@ def test_a_bad_file_is_refused_in_words(tmp_path: Any) -> None:
     with pytest.raises(gr.Error) as refused:
         tab.import_file(str(path))
     assert "lora.rank" in refused.value.message
+
+
+def test_a_new_model_brings_its_settings_but_not_over_those_that_were_touched(tmp_path: Any) -> None:
+    tab = train_tab(make_services(tmp_path))
+    before = {**flat(demo_config()), "lora.rank": 99}
+    values = {**typed(tab.form, **{**before, "model.base": "unknown"}), tab.draft: {"values": before}}
+    by_name = dict(zip(SETTINGS, tab.follow_model(values), strict=True))
+    assert by_name["dataset.resolution"] == TrainConfig().dataset.resolution
+    assert by_name["lora.rank"] == gr.skip()
+    assert by_name["dataset.folder"] == gr.skip()

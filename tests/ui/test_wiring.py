@@ -92,3 +92,9 @@ def test_scripts_never_write_html() -> None:
         found = head.replace("http://www.w3.org/2000/svg", "")  # a name, not an address: nothing is fetched from there
         assert banned not in found, banned
     assert head.count("</script>") == 1
+
+
+def test_an_open_page_holds_no_connection(config: dict[str, Any]) -> None:
+    """A browser has six for a host; a state, an unload event or a stream would keep one of them per page for good."""
+    assert config["connect_heartbeat"] is False
+    assert not components(config, "state", "timer")

@@ -183,7 +183,7 @@ def apply_flags(values: dict[str, Any], flags: Sequence[str]) -> dict[str, Any]:
     Raises ConfigError for an unknown flag, a missing value, or a value of the wrong type.
     """
     known = {setting.name: setting for setting in iter_settings()}
-    result = json.loads(json.dumps(values, default=str))
+    result: dict[str, Any] = json.loads(json.dumps(values, default=str))
     faults: list[Fault] = []
     seen_lists: set[str] = set()
     position = 0
@@ -203,7 +203,7 @@ def apply_flags(values: dict[str, Any], flags: Sequence[str]) -> dict[str, Any]:
         try:
             value = parse_text(setting, text)
         except ValueError:
-            faults.append(Fault(name, f"--{name} is {text!r}, which is not a {setting.kind.value}."))
+            faults.append(Fault(name, f"--{name} is {text!r}, which is not {_KIND_WORDS[setting.kind]}."))
             continue
         if setting.kind is SettingKind.LINES and name in seen_lists:
             value = [*target[setting.field], *value]
@@ -212,6 +212,9 @@ def apply_flags(values: dict[str, Any], flags: Sequence[str]) -> dict[str, Any]:
     if faults:
         raise ConfigError(faults)
     return result
+
+
+_KIND_WORDS = {SettingKind.INTEGER: "a whole number", SettingKind.NUMBER: "a number", SettingKind.SWITCH: "on or off"}
 
 
 def parse_text(setting: Setting, text: str) -> Any:

@@ -23,25 +23,16 @@
         h("td", {}, model.size),
         h("td", {}, model.prediction),
         h("td", {}, model.problem ? h("span", { class: "sl-bad" }, model.problem) : model.builtin ? "built in" : "checked"),
-        h(
-          "td",
-          { class: "sl-actions" },
-          model.problem
-            ? null
-            : h(
-                "button",
-                { type: "button", class: "sl-button", "data-key": `use-${model.name}`, "aria-label": `Use ${model.name}`, onclick: () => trigger("use", { name: model.name }) },
-                "Use",
-              ),
-          model.builtin
-            ? null
-            : h(
-                "button",
-                { type: "button", class: "sl-button sl-stop", "data-key": `remove-${model.name}`, "aria-label": `Remove ${model.name}`, onclick: () => remove(model) },
-                "Remove",
-              ),
-        ),
+        h("td", {}, h("div", { class: "sl-actions" }, button(model, "Use", () => trigger("use", { name: model.name })), remover(model))),
       );
+
+    function button(model, label, work, kind = "") {
+      if (label === "Use" && model.problem) return null;
+      const name = `${label} ${model.name}`;
+      return h("button", { type: "button", class: `sl-button ${kind}`, "data-key": name, "aria-label": name, onclick: work }, label);
+    }
+
+    const remover = (model) => (model.builtin ? null : button(model, "Remove", () => remove(model), "sl-stop"));
 
     function draw(models) {
       const head = ["Name", "Family", "Size", "Predicts", "State", ""].map((name) => (name ? h("th", { scope: "col" }, name) : h("td", {})));

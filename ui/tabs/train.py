@@ -13,7 +13,7 @@ from security.errors import SafelightError
 from trainer.config.files import ConfigError, dump_config, load_config
 from trainer.config.schema import Section, TrainConfig
 from trainer.dataset.scan import list_datasets
-from trainer.runs import RunFolder
+from trainer.runs import Progress, RunFolder
 from ui.form import LIBRARY_SETTINGS, SETTINGS, ConfigForm, words_of
 from ui.messages import shown_to_the_user
 from ui.recipes import LOOKS, OWN_LENGTH, DatasetSizes, changes, follow, no_pictures, plan_line, recipe, steps_for
@@ -33,8 +33,7 @@ class TrainTab:
         self.form = ConfigForm()
         self.sizes = DatasetSizes(services.workspace)
         self.draft = gr.BrowserState({}, storage_key=DRAFT_KEY, secret=DRAFT_KEY)  # settings only, nothing secret
-        self.base = gr.State(FIRST_BASE)
-        self._configs: dict[str, TrainConfig] = {}
+        self._configs: dict[tuple[str, float], TrainConfig] = {}
         self._lay_out()
         self._connect()
 
@@ -90,13 +89,13 @@ class TrainTab:
     def _connect(self) -> None:
         form = self.form
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
-        watched = {*form.inputs, self.base}
-        told = [self.tools, self.draft]
+        watched, told = form.inputs, [self.tools, self.draft]
         fields = [
             field for name, field in form.fields.items() if name not in ("model.base", "training.max_train_steps")
         ]
         gr.on([field.input for field in fields], self.look, watched, told, trigger_mode="always_last", **quiet)
-        form.fields["model.base"].input(self.follow_model, watched, [self.base, *form.outputs], **quiet).then(
+        base = form.fields["model.base"]
+        base.input(self.follow_model, {*watched, self.draft}, form.outputs, **quiet).then(
             self.look, watched, told, **quiet
         )
         steps = form.fields["training.max_train_steps"]
@@ -105,25 +104,17 @@ class TrainTab:
         self.length.input(self.set_length, {*form.inputs, self.length}, steps, **quiet).then(
             self.look, watched, told, **quiet
         )
-        self.tools.reset(self.reset, self.base, form.outputs, **quiet).then(self.look, watched, told, **quiet)
-        self.export.click(self.export_text, watched, self.tools, validator=self.faults, api_visibility="private")
-        self.load.upload(self.import_file, self.load, [self.base, *form.outputs], api_visibility="private").then(
+        self.tools.reset(self.reset, base, form.outputs, **quiet).then(self.look, watched, told, **quiet)
+        self.export.click(self.export_text, watched, self.tools, validator=form.faults, api_visibility="private")
+        self.load.upload(self.import_file, self.load, form.outputs, api_visibility="private").then(
             self.look, watched, told, **quiet
         )
-
-    def faults(self, values: Values) -> list[dict[str, Any]]:
-        """The validator: the form's own inputs, and `base`, which is never wrong, at its place among them."""
-        checked = dict(
-            zip(sorted(self.form.inputs, key=lambda field: field._id), self.form.faults(values), strict=True)
-        )
-        return [checked.get(field, gr.validate(True, "")) for field in sorted(values, key=lambda field: field._id)]
 
     def look(self, values: Values) -> tuple[dict[str, Any], dict[str, Any]]:
         """What the form as it stands means: the plan, the changes, and the draft that survives a reload."""
         typed = self.form.plain_values(values)
-        base = values[self.base]
-        changed = changes(typed, self._recipe(base))
-        return {"plan": self._plan(values), "changed": changed}, {"base": base, "values": typed}
+        changed = changes(typed, self._recipe(typed["model.base"]))
+        return {"plan": self._plan(values), "changed": changed}, {"values": typed}
 
     def _plan(self, values: Values) -> dict[str, str]:
         try:
@@ -144,7 +135,7 @@ class TrainTab:
         for run in self.services.jobs.runs()[:5]:
             if run.seconds_per_step is None:
                 continue
-            other = self._config_of(run.run_id)
+            other = self._config_of(run)
             if (other.model.base, other.dataset.resolution, other.training.batch_size) == (
                 config.model.base,
                 config.dataset.resolution,
@@ -153,20 +144,19 @@ class TrainTab:
                 return run.seconds_per_step
         return None
 
-    def _config_of(self, run_id: str) -> TrainConfig:
+    def _config_of(self, run: Progress) -> TrainConfig:
         """A run's settings; they never change, and the form asks at every key."""
-        if run_id not in self._configs:
-            self._configs[run_id] = RunFolder.find(self.services.workspace, run_id).config()
-        return self._configs[run_id]
+        key = (run.run_id, run.created)
+        if key not in self._configs:
+            self._configs[key] = RunFolder.find(self.services.workspace, run.run_id).config()
+        return self._configs[key]
 
     def follow_model(self, values: Values) -> list[Any]:
-        """A new model brings its recipe along, for the settings that were not touched."""
+        """A new model brings its recipe along, for the settings that were not touched. The draft still has the old one."""
         typed = self.form.plain_values(values)
-        new_base = typed["model.base"]
-        return [
-            new_base,
-            *self.form.show_some(follow(typed, self._recipe(values[self.base]), self._recipe(new_base))),
-        ]
+        draft = _drafted(values[self.draft])
+        old = self._recipe(draft.get("model.base", FIRST_BASE))
+        return self.form.show_some(follow(typed, old, self._recipe(typed["model.base"])))
 
     def set_length(self, values: Values) -> Any:
         """Steps for the chosen number of looks at each picture."""
@@ -201,25 +191,16 @@ class TrainTab:
     def import_file(self, path: str) -> list[Any]:
         """The form filled from a TOML file."""
         with shown_to_the_user():
-            return self.filled(load_config(Path(path)))
-
-    def filled(self, config: TrainConfig) -> list[Any]:
-        """Values of `base` and all fields for a config."""
-        return [config.model.base, *self.form.show(config)]
+            return self.form.show(load_config(Path(path)))
 
     def fill_from_run(self, run_id: str) -> list[Any]:
         """The form with the settings of a run."""
         with shown_to_the_user():
-            return self.filled(RunFolder.find(self.services.workspace, run_id).config())
+            return self.form.show(RunFolder.find(self.services.workspace, run_id).config())
 
     def restore(self, draft: Any) -> list[Any]:
-        """The form as this browser left it; entries that no longer fit a setting are left out."""
-        values = draft.get("values") if isinstance(draft, dict) else None
-        base = draft.get("base") if isinstance(draft, dict) else None
-        if not isinstance(values, dict) or not isinstance(base, str):
-            return [FIRST_BASE, *self.form.show_some({})]
-        kept = {name: value for name, value in values.items() if name in SETTINGS and _fits(name, value)}
-        return [base, *self.form.show_some(kept)]
+        """The form as this browser left it."""
+        return self.form.show_some(_drafted(draft))
 
     def library_choices(self) -> list[Any]:
         """Fresh choices for the dropdowns that name models and datasets."""
@@ -253,6 +234,14 @@ class TrainTab:
         jobs = self.services.jobs
         active = (jobs.active_run_id is not None) + len(jobs.waiting)
         return gr.Button(f"Add to queue ({active} running or waiting)" if active else "Start training")
+
+
+def _drafted(draft: Any) -> dict[str, Any]:
+    """The values of a draft out of a browser's storage; what no longer fits a setting is left out."""
+    values = draft.get("values") if isinstance(draft, dict) else None
+    if not isinstance(values, dict):
+        return {}
+    return {name: value for name, value in values.items() if name in SETTINGS and _fits(name, value)}
 
 
 def _fits(name: str, value: Any) -> bool:
