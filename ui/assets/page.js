@@ -264,7 +264,8 @@
 
   function apply_theme() {
     const dark = theme() === "dark" || (theme() === "system" && window.matchMedia("(prefers-color-scheme: dark)").matches);
-    document.body?.classList.toggle("dark", dark);
+    const body = document.body;
+    if (body && body.classList.contains("dark") !== dark) body.classList.toggle("dark", dark);
   }
 
   function set_theme(choice) {
@@ -307,6 +308,7 @@
     queued = true;
     window.requestAnimationFrame(() => {
       queued = false;
+      apply_theme(); // Gradio sets its own once more after the first view is drawn
       tidy_tabs();
       tell_faults();
     });
