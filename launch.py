@@ -65,9 +65,10 @@ TORCH_INDEX = "https://download.pytorch.org/whl/"
 # older drivers and cards are served by the CUDA 12.6 build.
 CUDA_13_DRIVER, CUDA_13_CAPABILITY = 580, 7.5
 GIGABYTES_NEEDED = {"cpu": 3, "mps": 3, "cuda": 10}
-# glibc's malloc gives every large tensor back to the kernel (22,000 page faults a step on the demo model); kept in the
-# process instead, CPU training is up to three times as fast. Must be set before Python starts.
-MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "17179869184", "MALLOC_TOP_PAD_": "268435456"}
+# Before Python starts: glibc keeps freed tensors (each went back to the kernel, 22,000 page faults a demo step), and idle
+# threads sleep (spinning ones made a demo step take 15 s instead of 0.2 s beside another busy program).
+RUNTIME = {"OMP_WAIT_POLICY": "PASSIVE", "MALLOC_MMAP_MAX_": "0"}
+RUNTIME.update(MALLOC_TRIM_THRESHOLD_="17179869184", MALLOC_TOP_PAD_="268435456")
 # Shows that the large packages work on this system, and compiles what is used of them for the next start.
 TRY_OUT = (
     "import gradio; from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel; "
@@ -156,7 +157,7 @@ def run_here(arguments: list[str]) -> int:
 
 def memory_settings() -> dict[str, str]:
     """Settings of the C library that must be in the environment before Python starts; none where it isn't glibc."""
-    return MALLOC if platform.libc_ver()[0] == "glibc" else {}
+    return RUNTIME if platform.libc_ver()[0] == "glibc" else {}
 
 
 def venv_python() -> Path:

@@ -28,7 +28,7 @@ FAKE_COMMAND = '''"""Stands in for the real command line."""
 import json, os, signal, sys, time
 
 def main(arguments):
-    names = [name for name in os.environ if name.startswith("MALLOC_")]
+    names = [name for name in os.environ if name.startswith(("MALLOC_", "OMP_WAIT_POLICY"))]
     print(json.dumps({"arguments": arguments, "malloc": {name: os.environ[name] for name in names}, "prefix": sys.prefix}))
     sys.stdout.flush()
     if arguments[:1] == ["wait"]:
@@ -48,7 +48,11 @@ def start(
     home: Path, *arguments: str, python: str = sys.executable, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """Runs the copy of launch.py in `home` to its end."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "SAFELIGHT_"))}
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("MALLOC_", "OMP_WAIT_POLICY", "SAFELIGHT_"))
+    }
     environment = {**inherited, "PYTHONDONTWRITEBYTECODE": "1", **variables}
     command = [python, str(home / "launch.py"), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
@@ -122,11 +126,11 @@ def test_versions_are_the_pinned_ones(installed: Path) -> None:
 
 @pytest.mark.skipif(not launch.memory_settings(), reason="these settings are glibc's")
 def test_memory_settings_are_there_before_python_starts(installed: Path) -> None:
-    assert json.loads(start(installed).stdout)["malloc"] == launch.MALLOC
+    assert json.loads(start(installed).stdout)["malloc"] == launch.RUNTIME
     chosen = json.loads(start(installed, MALLOC_TOP_PAD_="4096").stdout)["malloc"]
-    assert chosen == {**launch.MALLOC, "MALLOC_TOP_PAD_": "4096"}
+    assert chosen == {**launch.RUNTIME, "MALLOC_TOP_PAD_": "4096"}
     inside = start(installed, "--no-venv", python=str(installed / ".venv" / "bin" / "python"))
-    assert json.loads(inside.stdout)["malloc"] == launch.MALLOC
+    assert json.loads(inside.stdout)["malloc"] == launch.RUNTIME
 
 
 def test_interrupted_installation_is_done_again(installed: Path) -> None:

@@ -47,4 +47,4 @@ def test_one_click_from_start_to_download(watched: Watch, server: Served, tmp_pa
 
     lines = log_lines(page)
     assert "created" in lines[0]
-    assert "finished after 400 steps" in lines[-1]
+    assert "finished after 200 steps" in lines[-1]

@@ -24,7 +24,7 @@ def demo_prompts() -> tuple[str, ...]:
     return tuple(line.strip() for line in lines if line.strip())
 
 
-def demo_config(steps: int = 400) -> TrainConfig:
+def demo_config(steps: int = 200) -> TrainConfig:
     """The run that "Try with the sample set" and `launch.py demo` train: an ink style on the embedded base."""
     from trainer.config.files import parse_config
 

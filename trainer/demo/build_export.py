@@ -19,6 +19,11 @@ SHEET_TILE = 128
 SAMPLE_STEPS, SAMPLE_GUIDANCE, SAMPLE_SEED = 20, 4.0, 7
 
 
+def _edit_config(path: Path, changes: dict[str, str]) -> None:
+    config = json.loads(path.read_text("utf-8")) | changes
+    path.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+
+
 def export_base(work: Path, base_dir: Path) -> None:
     """Writes the averaged weights as fp16 into `base_dir`, beside it first and then by renaming."""
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
@@ -40,9 +45,9 @@ def export_base(work: Path, base_dir: Path) -> None:
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(work / "tokenizer" / name, new / "tokenizer" / name)
     # transformers loads the type that the configuration names; fp16 is only for the file's size.
-    config_path = new / "text_encoder" / "config.json"
-    config = json.loads(config_path.read_text("utf-8")) | {"dtype": "float32"}
-    config_path.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    _edit_config(new / "text_encoder" / "config.json", {"dtype": "float32"})
+    # diffusers notes the folder that the autoencoder came from, a path of this machine.
+    _edit_config(new / "vae" / "config.json", {"_name_or_path": ""})
     shutil.rmtree(old, ignore_errors=True)
     if base_dir.exists():
         base_dir.rename(old)
