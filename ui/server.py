@@ -195,8 +195,8 @@ def _tell(options: ServeOptions, here: str, shared_url: str, password: str, cred
             print(f"Password: {password}")
         print("Anyone with a link or the password controls Safelight on this machine. Ctrl-C ends it.", flush=True)
     if options.open_browser:
-        # a browser may take its time to start, or not exist at all
-        threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+        # without the key: other users of this machine can read a browser's command line. It may take its time to start.
+        threading.Thread(target=webbrowser.open, args=(here,), daemon=True).start()
 
 
 def _close(page: Blocks, jobs: Jobs) -> int:

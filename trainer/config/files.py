@@ -152,6 +152,8 @@ def _faults(detail: Any) -> list[Fault]:
     shown = json.dumps(value, ensure_ascii=False, default=str)
     shown = shown if len(shown) <= 80 else shown[:77] + "..."
     reason = detail["msg"][0].lower() + detail["msg"][1:]
+    if detail["type"] == "string_pattern_mismatch":
+        return [Fault(name, f"{name} is {shown}, which does not fit. {setting.help if setting else reason}")]
     allowed = f" Allowed: {setting.range_text}." if setting and setting.range_text else ""
     return [Fault(name, f"{name} is {shown}, but {reason}.{allowed}")]
 
