@@ -250,6 +250,7 @@ class Jobs:
             step = event.step if isinstance(event, events.StepDone) else step
             folder.append(event)
 
+        emit(events.Preparing("Starting"))  # at once: until then a run that goes on would look as it did when it ended
         try:
             train(folder.config(), folder, self.workspace, emit, control)
         except SafelightError as error:
