@@ -170,8 +170,10 @@ class Jobs:
 
     def progress(self, run_id: str) -> Progress:
         """The run as of now. Raises SafelightError when there is none of that name."""
-        held = True if run_id == self._active else None
-        return self._reader(run_id).progress(held=held, waiting=run_id in self._queue)
+        reader = self._reader(run_id)
+        with self._guard:  # both at once: between the queue and the thread a run would look interrupted
+            held, waiting = True if run_id == self._active else None, run_id in self._queue
+        return reader.progress(held=held, waiting=waiting)
 
     def current(self) -> Progress | None:
         """The active run, else the newest one, else None."""
