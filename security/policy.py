@@ -11,8 +11,6 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 """The only Pillow decoders that are ever tried, whatever the file is called."""
 
-WEIGHT_SUFFIXES = (".safetensors",)
-"""Model weights. The format holds numbers and names only."""
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle", ".joblib", ".npz", ".npy")
 """Formats that may hold a Python pickle, which can run code while it is being read."""
 CODE_SUFFIXES = (

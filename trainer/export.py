@@ -25,7 +25,6 @@ __all__ = [
     "LoraLayer",
     "build_metadata",
     "lora_layers",
-    "lora_state_dict",
     "save_lora",
     "to_diffusers",
     "to_kohya",
@@ -75,15 +74,6 @@ def lora_layers(part: nn.Module) -> dict[str, LoraLayer]:
             # The scale that is really applied, rather than what a config says it should be.
             layers[name] = LoraLayer(down, up, alpha=float(module.scaling[ADAPTER]) * len(down))
     return layers
-
-
-def lora_state_dict(part: nn.Module) -> dict[str, Tensor]:
-    """The trained tensors of a network under peft's names: `<module>.lora_A.weight` and `<module>.lora_B.weight`."""
-    state = {}
-    for name, layer in lora_layers(part).items():
-        state[f"{name}.lora_A.weight"] = layer.down
-        state[f"{name}.lora_B.weight"] = layer.up
-    return state
 
 
 def to_kohya(components: Components, family: ModelFamily) -> dict[str, Tensor]:

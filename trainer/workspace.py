@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from security.roots import Root, refuse_unsafe_workspace
+from security.roots import refuse_unsafe_workspace
 
 REPOSITORY_DIR = Path(__file__).resolve().parent.parent
 
@@ -56,7 +56,3 @@ class Workspace:
     @property
     def logs_dir(self) -> Path:
         return self.path / "logs"
-
-    def root(self) -> Root:
-        """The jail for every path inside the workspace."""
-        return Root(self.path)

@@ -20,22 +20,12 @@ from security.weights import check_safetensors
 from tests import tiny
 from trainer import export
 from trainer.config.schema import KeyFormat, LoraTargets, ModelConfig, SavePrecision, TrainConfig
-from trainer.families import FAMILIES, get_family
+from trainer.families import FAMILIES
 from trainer.families.base import Components, ModelFamily
 
 RANK, ALPHA = 4, 0.7
 FORMATS = [KeyFormat.KOHYA, KeyFormat.DIFFUSERS]
 TOLERANCES = {SavePrecision.FP16: 1e-3, SavePrecision.FP32: 1e-5}
-
-
-@pytest.fixture(scope="module", params=sorted(tiny.BUILDERS))
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.BUILDERS[request.param](tmp_path_factory.mktemp("models") / request.param)
-
-
-@pytest.fixture(scope="module")
-def family(folder: Path) -> ModelFamily:
-    return get_family(folder.name)
 
 
 @pytest.fixture(scope="module")
@@ -310,15 +300,6 @@ def test_a_file_is_written_whole_or_not_at_all(
 def test_one_file_has_one_key_format(family: ModelFamily, components: Components, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Call this once per format"):
         save(components, family, tmp_path / "x.safetensors", KeyFormat.BOTH, SavePrecision.FP16)
-
-
-def test_peft_names_give_the_trained_tensors(components: Components) -> None:
-    state = export.lora_state_dict(components.denoiser)
-    named = {
-        key.replace(".default", ""): value for key, value in components.denoiser.named_parameters() if ".lora_" in key
-    }
-    assert state.keys() == named.keys()
-    assert all(torch.equal(value, named[key]) for key, value in state.items())
 
 
 # ---- what the file says about itself ----

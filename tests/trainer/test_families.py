@@ -23,16 +23,6 @@ LONG_PROMPT = "the art of one day in our new park with you and all my time for t
 """266 words of one token each."""
 
 
-@pytest.fixture(scope="module", params=sorted(tiny.BUILDERS))
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.BUILDERS[request.param](tmp_path_factory.mktemp("models") / request.param)
-
-
-@pytest.fixture(scope="module")
-def family(folder: Path) -> ModelFamily:
-    return get_family(folder.name)
-
-
 @pytest.fixture(scope="module")
 def components(folder: Path, family: ModelFamily) -> Components:
     return family.load(tiny.model_files(folder, family.name), "cpu", torch.float32)

@@ -24,16 +24,6 @@ from trainer.families.base import Components, ModelFamily, UnusableModel
 PROMPTS = ["a red circle, simple background", ""]
 
 
-@pytest.fixture(scope="module", params=sorted(tiny.BUILDERS))
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.BUILDERS[request.param](tmp_path_factory.mktemp("models") / request.param)
-
-
-@pytest.fixture(scope="module")
-def family(folder: Path) -> ModelFamily:
-    return get_family(folder.name)
-
-
 @pytest.fixture(scope="module")
 def components(folder: Path, family: ModelFamily) -> Components:
     return family.load(tiny.model_files(folder, family.name), "cpu", torch.float32)

@@ -14,7 +14,7 @@ from PIL import Image
 from tests import tiny
 from trainer import sampling
 from trainer.config.schema import LoraTargets, ModelConfig, SampleConfig
-from trainer.families import FAMILIES, get_family
+from trainer.families import FAMILIES
 from trainer.families.base import Components, ModelFamily
 
 SETTINGS = SampleConfig(
@@ -31,16 +31,6 @@ SCHEDULES = {
     "v": {"prediction_type": "v_prediction"},
     "v, zero terminal snr": {"prediction_type": "v_prediction", "zero_terminal_snr": True},
 }
-
-
-@pytest.fixture(scope="module", params=sorted(tiny.BUILDERS))
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.BUILDERS[request.param](tmp_path_factory.mktemp("models") / request.param)
-
-
-@pytest.fixture(scope="module")
-def family(folder: Path) -> ModelFamily:
-    return get_family(folder.name)
 
 
 def load(family: ModelFamily, folder: Path, dtype: torch.dtype = torch.float32, **facts: Any) -> Components:

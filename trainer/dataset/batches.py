@@ -51,13 +51,6 @@ class BatchPlan:
         epoch, position = divmod(number, self.batches_per_epoch)
         return self._epoch_batches(epoch)[position]
 
-    def bucket_table(self) -> dict[tuple[int, int], int]:
-        """How many pictures each bucket (width, height) has."""
-        table: dict[tuple[int, int], int] = {}
-        for placed in self.placed:
-            table[placed.placement.bucket] = table.get(placed.placement.bucket, 0) + 1
-        return dict(sorted(table.items()))
-
     def _epoch_batches(self, epoch: int) -> list[list[Sample]]:
         if epoch != self._epoch:
             self._epoch, self._batches = epoch, self._shuffled(epoch)
