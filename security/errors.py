@@ -6,6 +6,10 @@ SafelightError (a ValueError)
 ├── RefusedFile      a weight file, picture or model folder whose content is not what it must be
 ├── RefusedConfig    a configuration text, password or environment that breaks a rule
 ├── RefusedRequest   an HTTP request that the page does not answer; has `status`
+├── RefusedUrl       an address that the program does not connect to
+├── FailedDownload   a connection or transfer that broke, or whose content is not what was announced
+│   └── NeedsLogin   the hub wants a token, or that its owner accepts the model's terms; has `link`
+├── Cancelled        the user ended a download
 └── FailedCommand    a child process that could not start, failed or took too long
 """
 
@@ -38,6 +42,26 @@ class RefusedRequest(SafelightError):
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
+
+
+class RefusedUrl(SafelightError):
+    """An address that the program does not connect to."""
+
+
+class FailedDownload(SafelightError):
+    """A connection or transfer that broke, or whose content is not what was announced."""
+
+
+class NeedsLogin(FailedDownload):
+    """The hub wants a token, or that its owner accepts the model's terms. `link` is the page where that is done."""
+
+    def __init__(self, message: str, link: str) -> None:
+        super().__init__(message)
+        self.link = link
+
+
+class Cancelled(SafelightError):
+    """The user ended a download."""
 
 
 class FailedCommand(SafelightError):

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 MIB = 1024 * 1024
+
+
+class Service(StrEnum):
+    """A hub that models are fetched from."""
+
+    HUGGING_FACE = "Hugging Face"
+    CIVITAI = "Civitai"
+
 
 # ---- kinds of files -------------------------------------------------------------------------------------------------
 
