@@ -8,6 +8,7 @@ SafelightError (a ValueError)
 ├── RefusedRequest   an HTTP request that the page does not answer; has `status`
 ├── RefusedUrl       an address that the program does not connect to
 ├── FailedDownload   a connection or transfer that broke, or whose content is not what was announced
+│   ├── Interrupted  a connection that broke or a hub that was busy; worth another try
 │   └── NeedsLogin   the hub wants a token, or that its owner accepts the model's terms; has `link`
 ├── Cancelled        the user ended a download
 └── FailedCommand    a child process that could not start, failed or took too long
@@ -50,6 +51,14 @@ class RefusedUrl(SafelightError):
 
 class FailedDownload(SafelightError):
     """A connection or transfer that broke, or whose content is not what was announced."""
+
+
+class Interrupted(FailedDownload):
+    """A connection that broke or a hub that was busy. `retry_after`: seconds that the hub asked to wait, or None."""
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class NeedsLogin(FailedDownload):

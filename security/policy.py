@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from enum import StrEnum
+
+VERSION = "0.1.0"
+"""The program's version, as it introduces itself to the hubs."""
 
 MIB = 1024 * 1024
 
@@ -70,6 +75,107 @@ MAX_UPLOAD_BYTES = 2 * 1024 * MIB
 """Largest upload request. Larger model files are copied into the models folder or chosen by their path."""
 MAX_LOGIN_BODY_BYTES = 4096
 """Largest body of the login form: one password."""
+
+# ---- downloads: where to ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class HostRule:
+    """The hosts of one hub. All are compared as whole names in lower case; `suffixes` start with a dot.
+
+    `api` is asked unless the user named another of `credentials`. `typed`: what a user may write. `redirects`,
+    `suffixes`, `patterns` and `paths` (host -> beginning of the path) add what an answer may send us to.
+    `credentials`: the only hosts that ever get the user's token.
+    """
+
+    api: str
+    typed: frozenset[str]
+    credentials: frozenset[str]
+    redirects: frozenset[str] = frozenset()
+    suffixes: tuple[str, ...] = ()
+    patterns: tuple[re.Pattern[str], ...] = ()
+    paths: tuple[tuple[str, str], ...] = ()
+
+
+HOST_RULES: dict[Service, HostRule] = {
+    # huggingface.co/.well-known/meta.json names hf.co and below for its CDNs (cdn-lfs*.hf.co, *.aws.cdn.hf.co,
+    # *.gcp.cdn.hf.co, transfer.xethub.hf.co); hub-docs (2026-08-22) advises these two suffixes rather than a list,
+    # since regions are added. hf.space, where users' programs run, is neither.
+    Service.HUGGING_FACE: HostRule(
+        api="huggingface.co",
+        typed=frozenset({"huggingface.co", "hf.co", "www.huggingface.co", "www.hf.co"}),
+        credentials=frozenset({"huggingface.co", "hf.co"}),
+        suffixes=(".hf.co", ".huggingface.co"),
+    ),
+    # Since 2026-04 civitai.com shows only what is safe for work, civitai.red everything; the API answers on all three.
+    # Files lie in buckets of one Cloudflare account (civitai#975 and the project's seed data) or, since 2026-03, at
+    # b2.civitai.com (civitai#2113), behind which is one Backblaze bucket. Other accounts of these providers are
+    # anybody's, so the account is part of the rule.
+    Service.CIVITAI: HostRule(
+        api="civitai.com",
+        typed=frozenset(
+            {"civitai.com", "civitai.red", "civitai.green", "www.civitai.com", "www.civitai.red", "www.civitai.green"}
+        ),
+        credentials=frozenset({"civitai.com", "civitai.red", "civitai.green"}),
+        redirects=frozenset({"b2.civitai.com"}),
+        patterns=(
+            re.compile(r"civitai-[a-z0-9-]{1,40}\.5ac0637cfd0766c97916cefa3764fbdf\.r2\.cloudflarestorage\.com"),
+        ),
+        paths=(("s3.us-west-004.backblazeb2.com", "/civitai-modelfiles/"),),
+    ),
+}
+"""Where downloads may go, as of 2026-11. Renewed with a release, never while the program runs."""
+
+SECRET_PARAMETERS = frozenset(
+    {
+        "token", "api_key", "apikey", "api-key", "access_token", "auth", "auth_token", "authorization", "bearer",
+        "hf_token", "civitai_token", "password", "secret", "x-api-key",
+    }
+)  # fmt: skip
+"""Names of query parameters that would carry a token. Addresses end up in logs and files; tokens must not."""
+MAX_TYPED_URL = 2048
+"""Longest address a user may type, in characters."""
+MAX_REDIRECT_URL = 8192
+"""Longest address that an answer may send us to. Signed ones carry a session token and a file name: 1 to 3 KB."""
+MAX_REDIRECTS = 5
+"""Most redirects in a row. Both hubs need two."""
+
+# ---- downloads: how much and how long --------------------------------------------------------------------------------
+
+MAX_MODEL_BYTES = 32 * 1024 * MIB
+"""Largest model file. The largest single file of an image model in wide use has 24 GB; a typing error with 50 GB stops."""
+MAX_JSON_ANSWER_BYTES = 4 * MIB
+"""Largest answer of a hub's API. The file list of a repository of 1,000 files has about 0.5 MB."""
+MAX_ERROR_BODY_BYTES = 64 * 1024
+"""So much of an answer with an error status is read, to see what the hub means."""
+FREE_DISK_RESERVE_BYTES = 2 * 1024 * MIB
+"""Downloads leave this much of the disk free: a full disk stops training and saving."""
+FREE_DISK_CHECK_BYTES = 256 * MIB
+"""The free space is looked at again after this many bytes; others write on the same disk."""
+PART_FILE_DAYS = 14
+"""Age at which what an unfinished download left is deleted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long connections may take, in seconds unless the name says otherwise, and how often they are tried."""
+
+    connect: float = 15.0  # TCP and TLS to one address
+    answer: float = 30.0  # from the name's look-up to the last header; a server that drips headers ends here
+    idle: float = 30.0  # without one byte of the body
+    json_total: float = 60.0  # a whole API answer
+    download_total: float = 24 * 3600.0  # one transfer: the largest file at 400 KB/s; what is there is kept
+    throughput_window: float = 60.0
+    throughput_bytes_per_second: int = 16 * 1024  # slower over a whole window is given up and tried again
+    poll: float = 0.2  # how soon a cancelled download stops
+    attempts: int = 6  # in a row without progress, for 429, 5xx and broken connections
+    first_pause: float = 1.0  # doubles with every attempt
+    longest_pause: float = 60.0
+    longest_retry_after: float = 120.0  # a hub that asks for more is not waited for
+
+
+PATIENCE = Patience()
+"""What the program uses; tests hand in a shorter one."""
 
 # ---- the served page ------------------------------------------------------------------------------------------------
 
