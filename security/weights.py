@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 import os
-import stat
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import numpy as np
 
 from security.configs import parse_json
 from security.errors import RefusedConfig, RefusedFile
@@ -23,7 +25,10 @@ from security.policy import (
     MAX_WEIGHT_METADATA_BYTES,
     PICKLE_SUFFIXES,
 )
+from security.sniff import PICKLED, SNIFF_BYTES, Kind, open_regular, sniff, sniff_file
 
+FINITE_CHUNK_BYTES = 1 << 22
+"""How much `check_finite` holds at a time."""
 DTYPE_BITS: dict[str, int] = {
     "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
@@ -32,32 +37,18 @@ DTYPE_BITS: dict[str, int] = {
 }  # fmt: skip
 """Bits per element of every dtype of safetensors 0.8."""
 
-_SIGNATURES: tuple[tuple[bytes, str], ...] = (
-    (b"PK\x03\x04", "a zip or PyTorch checkpoint"),
-    (b"PK\x05\x06", "an empty zip archive"),
-    *((bytes([0x80, protocol]), "a Python pickle") for protocol in range(6)),
-    (b"GGUF", "a GGUF model"),
-    (b"version https://git-lfs", "a Git LFS pointer: the real file was never downloaded"),
-    (b"\x89HDF", "an HDF5 file"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
-    (b"Rar!", "a RAR archive"),
-    (b"\x1f\x8b", "a gzip archive"),
-    (b"\x93NUMPY", "a NumPy array"),
-    (b"\x7fELF", "a program"),
-    (b"MZ", "a program"),
-    (b"\x89PNG", "a picture"),
-    (b"\xff\xd8\xff", "a picture"),
-)
-_PICKLE_MEANINGS = ("a zip or PyTorch checkpoint", "a Python pickle", "a NumPy array")
-
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor: its dtype as safetensors writes it ("F16"), its shape, and its size in the file in bytes."""
+    """One tensor: its dtype as safetensors writes it ("F16"), its shape, its bytes in the file and where they start.
+
+    `start` counts from the end of the header.
+    """
 
     dtype: str
     shape: tuple[int, ...]
     num_bytes: int
+    start: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +65,7 @@ def check_safetensors(path: Path) -> WeightsHeader:
     Raises RefusedFile that names the file, what is wrong and, for other formats, what it is instead.
     """
     file_name = path.name
-    with _open_regular(path) as file:
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         text = _read_header(file, size, file_name)
     header = _parse_header(text, file_name)
@@ -97,49 +88,102 @@ def check_safetensors(path: Path) -> WeightsHeader:
 
 def refuse_pickle(path: Path) -> None:
     """Raises RefusedFile if the file's ending or first bytes say that it may hold a pickle, which can run code."""
+    content = sniff_file(path)
     if path.suffix.lower() in PICKLE_SUFFIXES:
         meaning = f"a {path.suffix} file"
+    elif content.kind in PICKLED:
+        meaning = content.words
     else:
-        with _open_regular(path) as file:
-            meaning = _sniff(file.read(64))
-        if meaning not in _PICKLE_MEANINGS:
-            return
+        return
     raise RefusedFile(
         f"{path.name} is {meaning}, a format that can run code when opened. Get the .safetensors version of the model."
     )
 
 
-def _open_regular(path: Path) -> BinaryIO:
-    """Opens a regular file for reading; a device or pipe is refused before it can block."""
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise RefusedFile(f"{path.name} is not a regular file.")
-        return path.open("rb")
-    except OSError as error:
-        raise RefusedFile(f"{path.name} cannot be read: {error.strerror}.") from None
+def check_finite(path: Path, progress: Callable[[int], None] | None = None) -> None:
+    """Reads all numbers of a checked safetensors file; one NaN or infinity in a model spoils every loss.
+
+    A boolean must be stored as 0 or 1. Reads at most FINITE_CHUNK_BYTES at a time, at about the speed of the disk, so
+    do it once for each content. `progress` is told the bytes read so far. Raises RefusedFile that names the first bad
+    tensor, and as `check_safetensors`.
+    """
+    header = check_safetensors(path)
+    done = 0
+    with open_regular(path) as file:
+        file.seek(os.fstat(file.fileno()).st_size - sum(tensor.num_bytes for tensor in header.tensors.values()))
+        for name, tensor in sorted(header.tensors.items(), key=lambda item: item[1].start):
+            for size in _chunk_sizes(tensor.num_bytes):
+                data = file.read(size)
+                if len(data) != size:
+                    raise RefusedFile(f"{path.name} became shorter while it was read. Copy or download it again.")
+                if not is_finite(tensor.dtype, data):
+                    raise RefusedFile(
+                        f"{path.name} holds values in the tensor {name} that are no numbers (NaN, infinity or a broken "
+                        "flag). Training with it would fail. Download it again, or take another model."
+                    )
+                done += size
+                if progress is not None:
+                    progress(done)
 
 
-def _sniff(start: bytes) -> str:
-    """What a file is by its first bytes, or "" if they say nothing."""
-    for signature, meaning in _SIGNATURES:
-        if start.startswith(signature):
-            return meaning
-    text = start.lstrip().lower()
-    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        return "a web page: the download needs a login or the address was wrong"
-    if text.startswith((b"{", b"[")):
-        return "a JSON text"
-    return ""
+def is_finite(dtype: str, data: bytes) -> bool:
+    """Whether `data`, whole values of a dtype of DTYPE_BITS, holds neither NaN nor infinity, and flags of 0 and 1 only."""
+    is_sound = _SOUND.get(dtype)
+    return is_sound is None or is_sound(data)
+
+
+def _chunk_sizes(num_bytes: int) -> Iterator[int]:
+    """Sizes of the pieces that a tensor is read in."""
+    for start in range(0, num_bytes, FINITE_CHUNK_BYTES):
+        yield min(FINITE_CHUNK_BYTES, num_bytes - start)
+
+
+def _exponents_below_all_ones(dtype: str, mask: int) -> Callable[[bytes], bool]:
+    """A test of floats whose exponent bits, all set, mean NaN or infinity. Far faster than asking each for isfinite."""
+
+    def is_sound(data: bytes) -> bool:
+        values = np.frombuffer(data, dtype)
+        return bool((np.bitwise_and(values, mask) != mask).all())
+
+    return is_sound
+
+
+def _has_none_of(*bad: int) -> Callable[[bytes], bool]:
+    """A test of one-byte values."""
+
+    def is_sound(data: bytes) -> bool:
+        return not any(bytes([value]) in data for value in bad)
+
+    return is_sound
+
+
+_SOUND: dict[str, Callable[[bytes], bool]] = {
+    "F16": _exponents_below_all_ones("<u2", 0x7C00),
+    "BF16": _exponents_below_all_ones("<u2", 0x7F80),
+    "F32": _exponents_below_all_ones("<u4", 0x7F80_0000),
+    "F64": _exponents_below_all_ones("<u8", 0x7FF0_0000_0000_0000),
+    "C64": _exponents_below_all_ones("<u4", 0x7F80_0000),
+    "F8_E4M3": _has_none_of(0x7F, 0xFF),
+    "F8_E5M2": _has_none_of(*range(0x7C, 0x80), *range(0xFC, 0x100)),
+    "F8_E4M3FNUZ": _has_none_of(0x80),
+    "F8_E5M2FNUZ": _has_none_of(0x80),
+    "F8_E8M0": _has_none_of(0xFF),
+    "BOOL": lambda data: not data.translate(None, b"\0\1"),
+}
+"""Whether the bytes of one dtype hold only finite numbers. Whole numbers and the 4- and 6-bit floats always do.
+
+The 8-bit floats: OCP Microscaling Formats 1.0, section 5.3, and arXiv 2206.02915 for the FNUZ kinds.
+"""
 
 
 def _read_header(file: BinaryIO, size: int, name: str) -> bytes:
     """The JSON bytes of the header."""
-    start = file.read(64)
+    start = file.read(SNIFF_BYTES)
     length = int.from_bytes(start[:8], "little")
     if size < 8 or length > size - 8 or length > MAX_HEADER_BYTES or start[8:9] != b"{":
-        meaning = _sniff(start)
-        if meaning:
-            raise RefusedFile(f"{name} is {meaning}. Only .safetensors files can be used.")
+        content = sniff(start)
+        if content.kind not in (Kind.UNKNOWN, Kind.SAFETENSORS):
+            raise RefusedFile(f"{name} is {content.words}. Only .safetensors files can be used.")
         if size == 0:
             raise RefusedFile(f"{name} is empty. Download it again.")
         if size >= 8 and MAX_HEADER_BYTES < length <= size - 8:
@@ -188,7 +232,7 @@ def _checked_tensor(key: str, entry: object, name: str) -> tuple[TensorInfo, tup
     num_bytes = offsets[1] - offsets[0]
     if bits != num_bytes * 8:
         raise RefusedFile(f"{name} gives {num_bytes} bytes to the tensor {key}; {dtype} {shape} needs {bits / 8:g}.")
-    return TensorInfo(dtype, tuple(shape), num_bytes), (offsets[0], offsets[1])
+    return TensorInfo(dtype, tuple(shape), num_bytes, offsets[0]), (offsets[0], offsets[1])
 
 
 def _are_sizes(values: object) -> bool:

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
+from security import weights
 from security.errors import RefusedFile
-from security.weights import DTYPE_BITS, TensorInfo, check_safetensors, refuse_pickle
+from security.weights import DTYPE_BITS, TensorInfo, check_finite, check_safetensors, refuse_pickle
 from tests.security.weight_files import entry, write_one_tensor, write_raw, write_weights
 
 ONE = {"a": entry("F32", [2], 0, 8)}
@@ -29,8 +32,8 @@ def test_reads_tensors_and_metadata_without_loading(tmp_path: Path) -> None:
     found = check_safetensors(write_weights(tmp_path / "m.safetensors", header, 20))
     assert found.metadata == {"format": "pt", "ss_note": "ü"}
     assert list(found.tensors) == ["b", "a", "v_pred"]
-    assert found.tensors["b"] == TensorInfo("BF16", (2, 4), 16)
-    assert found.tensors["v_pred"] == TensorInfo("F32", (0,), 0)
+    assert found.tensors["b"] == TensorInfo("BF16", (2, 4), 16, start=4)
+    assert found.tensors["v_pred"] == TensorInfo("F32", (0,), 0, start=20)
 
 
 @pytest.mark.parametrize("dtype", sorted(DTYPE_BITS))
@@ -112,7 +115,7 @@ OTHER_FILES: dict[str, tuple[bytes, str]] = {
     "json": (b'{"error": "not found", "message": "no"}', "JSON"),
     "git lfs pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "never downloaded"),
     "program": (b"\x7fELF" + bytes(99), "a program"),
-    "picture": (b"\x89PNG\r\n\x1a\n" + bytes(99), "a picture"),
+    "picture": (b"\x89PNG\r\n\x1a\n" + bytes(99), "a PNG picture"),
     "header cut off": ((200).to_bytes(8, "little") + b'{"a":', "cut off inside its header"),
     "header not UTF-8": ((8).to_bytes(8, "little") + b'{"\xff\xfe":1}', "not UTF-8"),
 }
@@ -168,3 +171,77 @@ def test_refuse_pickle_goes_by_ending_and_by_content(tmp_path: Path) -> None:
     with pytest.raises(RefusedFile, match="Python pickle"):
         refuse_pickle(disguised)
     refuse_pickle(write_one_tensor(tmp_path / "good.safetensors"))
+
+
+@pytest.mark.parametrize("length", [128, 384, 640])
+def test_a_header_that_begins_like_a_pickle_is_none(tmp_path: Path, length: int) -> None:
+    header = json.dumps(ONE).encode()
+    path = write_raw(tmp_path / "m.safetensors", header + b" " * (length - len(header)), bytes(8))
+    assert path.read_bytes()[:2] in (b"\x80\x00", b"\x80\x01", b"\x80\x02")
+    refuse_pickle(path)
+    assert check_safetensors(path).tensors
+
+
+def test_the_metadata_table_twice_is_refused(tmp_path: Path) -> None:
+    text = '{"__metadata__":{"a":"1"},"__metadata__":{"b":"1"},"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}'
+    with pytest.raises(RefusedFile, match="'__metadata__' twice"):
+        check_safetensors(write_weights(tmp_path / "m.safetensors", text, 1))
+
+
+FLOATS: dict[str, tuple[torch.dtype, list[str]]] = {
+    "F16": (torch.float16, ["nan", "inf", "-inf"]),
+    "BF16": (torch.bfloat16, ["nan", "inf", "-inf"]),
+    "F32": (torch.float32, ["nan", "inf", "-inf"]),
+    "F64": (torch.float64, ["nan", "inf", "-inf"]),
+    "F8_E4M3": (torch.float8_e4m3fn, ["nan"]),
+    "F8_E5M2": (torch.float8_e5m2, ["nan", "inf", "-inf"]),
+    "F8_E4M3FNUZ": (torch.float8_e4m3fnuz, ["nan"]),
+    "F8_E5M2FNUZ": (torch.float8_e5m2fnuz, ["nan"]),
+    "F8_E8M0": (torch.float8_e8m0fnu, ["nan"]),
+}
+
+
+@pytest.mark.parametrize("dtype", sorted(FLOATS))
+def test_every_value_that_is_no_number_is_found_and_no_other(tmp_path: Path, dtype: str) -> None:
+    """Against torch: every bit pattern of the dtype (of wide ones: the edges) is judged as torch judges it."""
+    kind, specials = FLOATS[dtype]
+    width = DTYPE_BITS[dtype] // 8
+    edges = torch.finfo(kind)
+    values = [edges.max, edges.tiny, 1.0] if dtype == "F8_E8M0" else [edges.max, edges.min, edges.tiny, 0.0, -1.0]
+    good = torch.tensor(values, dtype=torch.float64).to(kind)
+    assert torch.isfinite(good.to(torch.float64)).all()
+    path = tmp_path / "m.safetensors"
+    save_file({"good": good}, path)
+    check_finite(path)
+    for special in specials:
+        bad = torch.tensor([1.0, float(special)], dtype=torch.float64).to(kind)
+        save_file({"aa": good, "spoiled": bad}, path)
+        with pytest.raises(RefusedFile, match=r"m\.safetensors holds values in the tensor spoiled"):
+            check_finite(path)
+    if width == 1:
+        for pattern in range(256):
+            is_finite = bool(
+                torch.isfinite(torch.tensor([pattern], dtype=torch.uint8).view(kind).to(torch.float64)).all()
+            )
+            assert weights.is_finite(dtype, bytes([1, pattern, 1])) == is_finite, hex(pattern)
+
+
+def test_the_last_value_of_a_large_tensor_is_looked_at(tmp_path: Path) -> None:
+    size = weights.FINITE_CHUNK_BYTES + 4
+    header = {"a": entry("F32", [size // 4], 0, size), "b": entry("U8", [3], size, size + 3)}
+    path = write_raw(tmp_path / "m.safetensors", json.dumps(header).encode(), bytes(size) + b"\xff\xff\xff")
+    read: list[int] = []
+    check_finite(path, read.append)
+    assert read == [weights.FINITE_CHUNK_BYTES, size, size + 3]
+    with path.open("r+b") as file:
+        file.seek(-7, 2)
+        file.write(b"\0\0\x80\x7f")
+    with pytest.raises(RefusedFile, match="the tensor a "):
+        check_finite(path)
+
+
+def test_a_flag_is_stored_as_zero_or_one(tmp_path: Path) -> None:
+    header = json.dumps({"mask": entry("BOOL", [3], 0, 3)}).encode()
+    check_finite(write_raw(tmp_path / "m.safetensors", header, b"\0\1\1"))
+    with pytest.raises(RefusedFile, match="the tensor mask "):
+        check_finite(write_raw(tmp_path / "m.safetensors", header, b"\0\1\2"))
