@@ -75,6 +75,18 @@ MAX_UPLOAD_BYTES = 2 * 1024 * MIB
 """Largest upload request. Larger model files are copied into the models folder or chosen by their path."""
 MAX_LOGIN_BODY_BYTES = 4096
 """Largest body of the login form: one password."""
+BODY_IDLE_SECONDS = 30.0
+"""A request whose body stands still for this long is given up."""
+BODY_SECONDS = 60.0
+"""A body that is read as a whole must have come by then: 16 MiB at 280 KiB/s."""
+BODY_GRACE_SECONDS = 60.0
+"""An upload may be slow for this long."""
+MIN_BODY_BYTES_PER_SECOND = 1024
+"""What an upload must average after that; a bad mobile connection brings ten times as much."""
+HEAD_SECONDS = 20.0
+"""A connection on which no whole request head has come by then is closed."""
+MAX_CONNECTIONS = 300
+"""Most connections at a time; a browser opens six. Beyond, visitors are told to come back: open files stay for training."""
 
 # ---- downloads: where to ---------------------------------------------------------------------------------------------
 
@@ -146,8 +158,6 @@ MAX_MODEL_BYTES = 32 * 1024 * MIB
 """Largest model file. The largest single file of an image model in wide use has 24 GB; a typing error with 50 GB stops."""
 MAX_JSON_ANSWER_BYTES = 4 * MIB
 """Largest answer of a hub's API. The file list of a repository of 1,000 files has about 0.5 MB."""
-MAX_ERROR_BODY_BYTES = 64 * 1024
-"""So much of an answer with an error status is read, to see what the hub means."""
 FREE_DISK_RESERVE_BYTES = 2 * 1024 * MIB
 """Downloads leave this much of the disk free: a full disk stops training and saving."""
 FREE_DISK_CHECK_BYTES = 256 * MIB
@@ -168,7 +178,7 @@ class Patience:
     throughput_window: float = 60.0
     throughput_bytes_per_second: int = 16 * 1024  # slower over a whole window is given up and tried again
     poll: float = 0.2  # how soon a cancelled download stops
-    attempts: int = 6  # in a row without progress, for 429, 5xx and broken connections
+    attempts: int = 5  # in a row without progress, for 429, 5xx and broken connections
     first_pause: float = 1.0  # doubles with every attempt
     longest_pause: float = 60.0
     longest_retry_after: float = 120.0  # a hub that asks for more is not waited for
@@ -203,6 +213,10 @@ MAX_REQUESTS_PER_WINDOW = 3000
 """Most requests of one login (or of everybody, without a password) in a window. Opening the page takes about 150."""
 MAX_ANONYMOUS_REQUESTS_PER_WINDOW = 300
 """Most requests of all visitors together who have not logged in yet, in a window."""
+MAX_NAMES_PER_LOGIN = 2000
+"""Most page sessions, events and uploads, of each, that are remembered for a login."""
+MIN_SHARE_HOURS, SHARE_HOURS, MAX_SHARE_HOURS = 1, 12, 72
+"""How long a share link may live, and does by default. Gradio's own links end after a week at the latest."""
 
 # ---- versions and environment ---------------------------------------------------------------------------------------
 
@@ -247,3 +261,12 @@ CHILD_VARIABLES = (
 """What a child process gets to see. Everything else, tokens above all, stays here."""
 CHILD_VARIABLE_PREFIXES = ("CUDA_", "NCCL_", "NVIDIA_", "ROCR_", "HIP_")
 """Families of variables that a child process needs to find the GPU."""
+CONFINED_CHILD_VARIABLES: dict[str, str] = {
+    "CUDA_VISIBLE_DEVICES": "",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
+"""A confined child works on one thread and without the GPU: it may start no threads and open no device."""
+MAX_CHILD_OUTPUT_BYTES = 4 * MIB
+"""Most that a child process may print. Ours print a few lines."""

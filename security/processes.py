@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
 
 from security.errors import FailedCommand
-from security.policy import CHILD_VARIABLE_PREFIXES, CHILD_VARIABLES
+from security.policy import CHILD_VARIABLE_PREFIXES, CHILD_VARIABLES, MAX_CHILD_OUTPUT_BYTES
 
 
 def scrubbed_environment() -> dict[str, str]:
@@ -23,13 +28,19 @@ def scrubbed_environment() -> dict[str, str]:
 
 
 def run(
-    argv: Sequence[str], *, timeout_seconds: float, env: Mapping[str, str] | None = None
+    argv: Sequence[str],
+    *,
+    timeout_seconds: float,
+    env: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+    descriptors: Sequence[int] = (),
 ) -> subprocess.CompletedProcess[str]:
     """Runs `argv` to its end with no input and returns its exit code, stdout and stderr (UTF-8, bad bytes replaced).
 
-    `argv[0]` is a program on the PATH or an absolute path. `env` is added to the scrubbed environment. A command that
-    exits with an error is the caller's to judge. Raises FailedCommand if the program is missing or outlives
-    `timeout_seconds`; then its whole process group is killed.
+    `argv[0]` is a program on the PATH or an absolute path. `env` is added to the scrubbed environment. `folder` is its
+    working folder; `descriptors` (not on Windows) are the only open files it inherits. A command that exits with an
+    error is the caller's to judge. Raises FailedCommand if the program is missing, outlives `timeout_seconds` or prints
+    over MAX_CHILD_OUTPUT_BYTES; then its whole process group is killed.
     """
     if any("\0" in part for part in argv):
         raise FailedCommand(f"An argument of {argv[0]!r} holds a NUL character. Remove it.")
@@ -39,27 +50,61 @@ def run(
     process = subprocess.Popen(
         [program, *argv[1:]],
         env={**scrubbed_environment(), **(env or {})},
+        cwd=folder,
+        pass_fds=tuple(descriptors),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        encoding="utf-8",
-        errors="replace",
         start_new_session=True,  # so that the children of the program can be killed with it
     )
     try:
-        output, errors = process.communicate(timeout=timeout_seconds)
-    except BaseException as error:
+        output, errors = _communicate(process, argv[0], timeout_seconds)
+    except BaseException:
         _kill_group(process)
-        process.communicate()
-        if isinstance(error, subprocess.TimeoutExpired):
-            raise FailedCommand(f"{argv[0]!r} did not end within {timeout_seconds:g} s and was stopped.") from None
+        process.wait()
         raise
     return subprocess.CompletedProcess([program, *argv[1:]], process.returncode, output, errors)
 
 
-def _kill_group(process: subprocess.Popen[str]) -> None:
+class _Reader(threading.Thread):
+    """Reads one pipe to its end, or until it has held too much."""
+
+    def __init__(self, pipe: IO[bytes]) -> None:
+        super().__init__(name="safelight-pipe", daemon=True)
+        self.pipe = pipe
+        self.held = b""
+        self.start()
+
+    def run(self) -> None:
+        """The thread's work."""
+        with self.pipe:
+            while (chunk := self.pipe.read1(1 << 16)) and len(self.held) <= MAX_CHILD_OUTPUT_BYTES:  # type: ignore[attr-defined]
+                self.held += chunk
+
+
+def _communicate(process: subprocess.Popen[bytes], name: str, timeout_seconds: float) -> tuple[str, str]:
+    """What the program printed, once it and all that hold its pipes have ended."""
+    assert process.stdout is not None and process.stderr is not None
+    deadline = time.monotonic() + timeout_seconds
+    readers = (_Reader(process.stdout), _Reader(process.stderr))
+    for reader in readers:
+        reader.join(max(0.0, deadline - time.monotonic()))
+        if len(reader.held) > MAX_CHILD_OUTPUT_BYTES:
+            raise FailedCommand(f"{name!r} printed over {MAX_CHILD_OUTPUT_BYTES} bytes and was stopped.")
+    try:
+        process.wait(max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        raise FailedCommand(f"{name!r} did not end within {timeout_seconds:g} s and was stopped.") from None
+    if any(reader.is_alive() for reader in readers):
+        raise FailedCommand(f"{name!r} ended, but not what it started. That was stopped.")
+    output, errors = (reader.held.decode("utf-8", "replace") for reader in readers)
+    return output.replace("\r\n", "\n"), errors.replace("\r\n", "\n")
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
     """Kills the program, and on Linux and macOS all that it started."""
     if sys.platform == "win32":
         process.kill()
-    else:
+        return
+    with contextlib.suppress(ProcessLookupError):  # nothing is left of the group
         os.killpg(process.pid, signal.SIGKILL)
