@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import secrets
 import shutil
 import stat
 import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -72,17 +74,31 @@ class Root:
             raise RefusedPath(f"{path} is not a regular file.")
         return os.fdopen(descriptor, "rb")
 
+    def create_file(self, relative: str) -> BinaryIO:
+        """A new file below this folder, open for writing (mode 0600). Missing folders are made, mode 0700.
+
+        Raises RefusedPath if something of that name is there, and as `child`.
+        """
+        path = self.child(relative)
+        try:
+            with self._folder_of(path, make=True) as folder:
+                return os.fdopen(_create(path, folder), "wb")
+        except FileExistsError:
+            raise RefusedPath(f"{path} is there already. Choose another name.") from None
+
     def write_bytes_atomic(self, path: Path, data: bytes) -> None:
         """Writes a file below this folder: readers see the old content or the new, also after a power cut.
 
-        Missing folders are made. The file can be read by its owner only (mode 0600). Raises RefusedPath if the path is
-        outside, a link or a folder.
+        Missing folders are made. The file can be read by its owner only (mode 0600); a hard link to what was there
+        before keeps the old content. Raises RefusedPath if the path is outside, a link, a folder or a device.
         """
         target = self._checked(path)
         if target.is_dir():
             raise RefusedPath(f"{target} is a folder, so no file can be written there.")
-        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        replace_file(target, data)
+        if target.exists() and not target.is_file():
+            raise RefusedPath(f"{target} is not a regular file, so it is not replaced.")
+        with self._folder_of(target, make=True) as folder:
+            _replace(target, folder, data)
 
     def write_text_atomic(self, path: Path, text: str) -> None:
         """As write_bytes_atomic, in UTF-8."""
@@ -91,15 +107,20 @@ class Root:
     def remove_tree(self, path: Path) -> None:
         """Deletes a file or folder below this folder, with all that is in it. Links inside are deleted, not followed.
 
-        Raises RefusedPath for this folder itself, for anything outside and for what does not exist.
+        Raises RefusedPath for this folder itself, for anything outside, for what does not exist, and for a folder that
+        another disk is mounted in.
         """
         target = self._checked(path)
         if not target.exists():
             raise RefusedPath(f"{target} does not exist.")
-        if target.is_dir():
-            shutil.rmtree(target)
-        else:
-            target.unlink()
+        with self._folder_of(target, make=False) as folder:
+            if folder is None:
+                shutil.rmtree(target) if target.is_dir() else target.unlink()
+            elif stat.S_ISDIR(os.stat(target.name, dir_fd=folder, follow_symlinks=False).st_mode):
+                _refuse_other_disks(target, folder)
+                shutil.rmtree(target.name, dir_fd=folder)
+            else:
+                os.unlink(target.name, dir_fd=folder)
 
     def _checked(self, path: Path) -> Path:
         """A path that is below this folder, as it was given or with links resolved, after the checks of `child`."""
@@ -110,19 +131,41 @@ class Root:
         raise RefusedPath(f"{path} is not inside {self.path}.")
 
     def _open_below(self, path: Path) -> int:
-        """A descriptor of `path`. Where it can, each folder is opened from the one above, so no swap slips in."""
-        *folders, name = path.relative_to(self.path).parts
+        """A descriptor of `path`, for reading. Where it can, each folder is opened from the one above."""
         if sys.platform == "win32":
             return os.open(path, os.O_RDONLY | os.O_BINARY)
-        # A FIFO would block without O_NONBLOCK; on regular files it changes nothing.
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-        current = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        with self._folder_of(path, make=False) as folder:
+            # A FIFO would block without O_NONBLOCK; on regular files it changes nothing.
+            return os.open(path.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=folder)
+
+    @contextmanager
+    def _folder_of(self, path: Path, *, make: bool) -> Iterator[int | None]:
+        """A descriptor of the folder that `path` lies in; None on Windows, which has none.
+
+        Each folder is opened from the one above without following links, so what is checked is what is used, even when
+        somebody swaps a folder for a link meanwhile (RefusedPath then). `make`: missing folders are made, mode 0700.
+        """
+        if sys.platform == "win32":
+            if make:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            yield None
+            return
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        current = os.open(self.path, flags)
         try:
-            for folder in folders:
-                below = os.open(folder, flags | os.O_DIRECTORY, dir_fd=current)
+            for name in path.relative_to(self.path).parts[:-1]:
+                if make:
+                    with suppress(FileExistsError):
+                        os.mkdir(name, mode=0o700, dir_fd=current)
+                try:
+                    below = os.open(name, flags | os.O_NOFOLLOW, dir_fd=current)
+                except OSError as error:
+                    if error.errno in (errno.ENOTDIR, errno.ELOOP):
+                        raise RefusedPath(f"{path} cannot be opened: {name} on the way is a file or link.") from None
+                    raise
                 os.close(current)
                 current = below
-            return os.open(name, flags, dir_fd=current)
+            yield current
         finally:
             os.close(current)
 
@@ -132,17 +175,50 @@ def replace_file(target: Path, data: bytes) -> None:
 
     Its folder must exist and be one that the program owns; paths that were not checked yet go through `Root`.
     """
-    descriptor, temporary = tempfile.mkstemp(prefix=".partial-", dir=target.parent)
+    if sys.platform == "win32":
+        _replace(target, None, data)
+        return
+    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _replace(target, folder, data)
+    finally:
+        os.close(folder)
+
+
+def _create(path: Path, folder: int | None) -> int:
+    """A descriptor of a new file, mode 0600; nothing that is there is opened. `folder`: as `Root._folder_of` gives it."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    if sys.platform == "win32" or folder is None:
+        return os.open(path, flags | getattr(os, "O_BINARY", 0), 0o600)
+    return os.open(path.name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
+
+
+def _replace(target: Path, folder: int | None, data: bytes) -> None:
+    """Writes a new file beside `target`, whose folder is open as `folder`, and puts it in its place."""
+    temporary = target.with_name(f".partial-{secrets.token_hex(8)}")
+    descriptor = _create(temporary, folder)
+    source, destination = (temporary, target) if folder is None else (Path(temporary.name), Path(target.name))
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).replace(target)
+        os.replace(source, destination, src_dir_fd=folder, dst_dir_fd=folder)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(source, dir_fd=folder)
         raise
-    _sync_folder(target.parent)
+    if folder is not None:  # makes the rename last over a power cut; Windows has no such call and does not need it
+        os.fsync(folder)
+
+
+def _refuse_other_disks(target: Path, folder: int) -> None:
+    """Raises RefusedPath if something is mounted at `target` or below it: deleting would empty that disk."""
+    device = os.fstat(folder).st_dev
+    for below, _, _, descriptor in os.fwalk(target.name, dir_fd=folder, follow_symlinks=False):
+        if os.fstat(descriptor).st_dev != device:
+            place = target.parent / below
+            raise RefusedPath(f"{place} is another disk, mounted there. Unmount it first: deleting would empty it.")
 
 
 def refuse_unsafe_workspace(path: Path) -> None:
@@ -232,13 +308,3 @@ def _checked_name(folder: Path, name: str) -> str:
 def _is_link(path: Path) -> bool:
     """True for a symbolic link and for a Windows junction, which is a folder whose real path is another."""
     return path.is_symlink() or (os.name == "nt" and path.exists() and path.resolve() != path.absolute())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename in `folder` last over a power cut. Windows has no such call and does not need it."""
-    if sys.platform != "win32":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from security import roots
 from security.errors import RefusedPath
 from security.roots import Root, refuse_unsafe_workspace, resolve_user_file, resolve_user_folder, resolve_user_path
 
+REPOSITORY = Path(roots.__file__).resolve().parents[1]
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="links, pipes and modes as on Linux and macOS")
 
 
@@ -95,6 +99,127 @@ def test_a_link_swapped_in_after_the_check_is_not_followed(
         root.open_read("sub/a.txt")
 
 
+WRITES: dict[str, Callable[[Root, Path], object]] = {
+    "write": lambda root, path: root.write_bytes_atomic(path, b"new"),
+    "create": lambda root, path: root.create_file(path.relative_to(root.path).as_posix()).close(),
+    "remove": lambda root, path: root.remove_tree(path),
+}
+
+
+@posix_only
+@pytest.mark.parametrize("way", WRITES)
+@pytest.mark.parametrize("name", ["a.txt", "new.txt", "tree"])
+def test_a_folder_swapped_for_a_link_leads_no_write_outside(
+    root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, name: str
+) -> None:
+    """The swap comes between the check of the path and its use, as another program could time it."""
+    outside = tmp_path / "outside"
+    (outside / "tree").mkdir(parents=True)
+    (outside / "tree" / "kept.txt").write_text("kept")
+    (outside / "a.txt").write_text("secret")
+    before = sorted((path.relative_to(outside), path.is_file()) for path in outside.rglob("*"))
+    real = Root.child
+
+    def child_then_swap(self: Root, *parts: str) -> Path:
+        path = real(self, *parts)
+        if (root.path / "sub").is_dir() and not (root.path / "sub").is_symlink():
+            (root.path / "sub").rename(tmp_path / "moved")
+            (root.path / "sub").symlink_to(outside)
+        return path
+
+    monkeypatch.setattr(Root, "child", child_then_swap)
+    with pytest.raises(RefusedPath, match=r"on the way is a file or link|is a folder, so|does not exist"):
+        WRITES[way](root, root.path / "sub" / name)
+    assert sorted((path.relative_to(outside), path.is_file()) for path in outside.rglob("*")) == before
+    assert (outside / "a.txt").read_text() == "secret"
+
+
+@posix_only
+def test_a_link_swapped_in_for_the_file_itself_is_replaced_not_followed(
+    root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Root.child
+
+    def child_then_swap(self: Root, *parts: str) -> Path:
+        (root.path / "sub" / "a.txt").unlink(missing_ok=True)
+        path = real(self, *parts)
+        path.symlink_to(tmp_path / "secret.txt")
+        return path
+
+    monkeypatch.setattr(Root, "child", child_then_swap)
+    root.write_text_atomic(root.path / "sub" / "a.txt", "new")
+    assert (tmp_path / "secret.txt").read_text() == "secret"
+    assert not (root.path / "sub" / "a.txt").is_symlink()
+    assert (root.path / "sub" / "a.txt").read_text() == "new"
+    with pytest.raises(RefusedPath, match="is there already"):
+        root.create_file("sub/a.txt")
+    assert (tmp_path / "secret.txt").read_text() == "secret"
+
+
+def test_a_new_file_is_private_and_overwrites_nothing(root: Root) -> None:
+    with root.create_file("new/deeper/c.bin") as file:
+        file.write(b"1")
+    made = root.path / "new" / "deeper" / "c.bin"
+    assert made.read_bytes() == b"1"
+    with pytest.raises(RefusedPath, match="is there already"):
+        root.create_file("new/deeper/c.bin")
+    for bad in ("../c.bin", "new/../../c.bin", "/tmp/c.bin", "nul", "sub/a.txt/c.bin"):
+        with pytest.raises(RefusedPath):
+            root.create_file(bad)
+    assert made.read_bytes() == b"1"
+    if sys.platform != "win32":
+        assert stat.S_IMODE(made.stat().st_mode) == 0o600
+        assert stat.S_IMODE(made.parent.stat().st_mode) == 0o700
+
+
+@posix_only
+def test_pipes_and_devices_are_not_replaced(root: Root) -> None:
+    os.mkfifo(root.path / "pipe")
+    with pytest.raises(RefusedPath, match="not a regular file"):
+        root.write_text_atomic(root.path / "pipe", "x")
+    assert stat.S_ISFIFO((root.path / "pipe").stat().st_mode)
+
+
+MOUNTS = """
+import subprocess, sys
+from pathlib import Path
+from security.errors import RefusedPath
+from security.roots import Root
+root = Root(Path(sys.argv[1]))
+disk = root.path / "set" / "disk"
+disk.mkdir(parents=True)
+subprocess.run(["mount", "-t", "tmpfs", "none", str(disk)], check=True)
+for removed in (disk, root.path / "set"):
+    (disk / "kept.txt").write_text("kept")
+    try:
+        root.remove_tree(removed)
+    except RefusedPath as refusal:
+        sys.stdout.write(f"{refusal} {(disk / 'kept.txt').read_text()}\\n")
+root.write_text_atomic(disk / "new.txt", "on the other disk")
+(disk / "below").mkdir()
+root.remove_tree(disk / "below")
+sys.stdout.write(str(sorted(path.name for path in disk.iterdir())))
+"""
+
+
+def test_another_disk_that_is_mounted_inside_is_not_emptied(tmp_path: Path) -> None:
+    """Reading and writing there is fine: containers mount their data that way."""
+    own_mounts = ["unshare", "--map-root-user", "--mount"]
+    if (
+        not shutil.which("unshare")
+        or subprocess.run([*own_mounts, "true"], capture_output=True, check=False).returncode
+    ):
+        pytest.skip("this machine lets nobody but root mount anything")
+    done = subprocess.run(
+        [*own_mounts, sys.executable, "-c", MOUNTS, str(tmp_path)],
+        capture_output=True, text=True, timeout=60, check=True, cwd=REPOSITORY,
+    )  # fmt: skip
+    first, second, listed = done.stdout.splitlines()
+    assert "is another disk" in first and first.endswith("kept")
+    assert "is another disk" in second and second.endswith("kept")
+    assert listed == "['kept.txt', 'new.txt']"
+
+
 @posix_only
 def test_only_regular_files_are_opened(root: Root) -> None:
     os.mkfifo(root.path / "pipe")
@@ -173,7 +298,6 @@ def test_a_root_is_a_folder(tmp_path: Path) -> None:
         Root(tmp_path / "missing")
 
 
-REPOSITORY = Path(roots.__file__).resolve().parents[1]
 UNSAFE_WORKSPACES = [
     Path("/"), Path.home(), Path.home().parent, Path("~"), REPOSITORY, REPOSITORY.parent, REPOSITORY / "security",
     REPOSITORY / "ui" / "tabs", REPOSITORY / ".git", REPOSITORY / "tests" / "x",
