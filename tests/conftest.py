@@ -7,9 +7,12 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.hubs.server import Hubs
 
 # Set before any test module is imported, because some libraries read the environment when they are.
 os.environ["SAFELIGHT_WORKSPACE"] = tempfile.mkdtemp(prefix="safelight-tests-")
@@ -59,3 +62,19 @@ def no_outside_network() -> Iterator[None]:
 def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keeps what a test does to the environment out of the next one."""
     monkeypatch.setenv("SAFELIGHT_WORKSPACE", os.environ["SAFELIGHT_WORKSPACE"])
+
+
+@pytest.fixture(scope="session")
+def hub_server() -> Iterator[Hubs]:
+    """One HTTPS server that stands in for the hubs in all tests."""
+    from tests.hubs.server import loopback_hubs
+
+    with loopback_hubs() as running:
+        yield running
+
+
+@pytest.fixture
+def hubs(hub_server: Hubs) -> Hubs:
+    """That server, with nothing to give out yet. `hubs.network()` is the product's Network on it."""
+    hub_server.clear()
+    return hub_server
