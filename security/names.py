@@ -85,6 +85,11 @@ def sanitized_name(text: str, fallback: str) -> str:
     return name if not _fault(name) else safe_name(fallback)
 
 
+def same_name_key(name: str) -> str:
+    """A text that is the same for two names that are one file on systems that ignore case and forms of characters."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
 def _cut(text: str, max_bytes: int) -> str:
     """The longest beginning of `text` of at most `max_bytes` bytes in UTF-8 that does not end in a dot or space."""
     return text.encode()[:max_bytes].decode("utf-8", "ignore").rstrip(". ")

@@ -69,6 +69,19 @@ MAX_VOCABULARY_BYTES = 16 * MIB
 MAX_MODEL_FOLDER_ENTRIES = 1000
 """Most files and folders in a model folder. A real one has about 40."""
 
+MAX_ARCHIVE_ENTRIES = 10_000
+"""Most files and folders in a zip archive. A style LoRA needs 30 pictures, a large fine-tune some thousand."""
+MAX_ARCHIVE_BYTES = 20 * 1024 * MIB
+"""Largest content of a zip archive, unpacked."""
+MAX_ARCHIVE_FILE_BYTES = 256 * MIB
+"""Largest file in a zip archive, unpacked."""
+MAX_ARCHIVE_RATIO = 100
+"""Most bytes that one packed byte may become in a file over 1 MiB. Pictures hardly shrink; a bomb reaches 1032."""
+MAX_ARCHIVE_DEPTH = 4
+"""Most folders above a file in a zip archive."""
+DISK_RESERVE_BYTES = 1024 * MIB
+"""What unpacking leaves free on the disk, for the system and for a run that is saving."""
+
 MAX_REQUEST_BODY_BYTES = 16 * MIB
 """Largest request body other than an upload: a few thousand edited captions fit."""
 MAX_UPLOAD_BYTES = 2 * 1024 * MIB
