@@ -90,18 +90,19 @@ _TOKEN_SHAPES = re.compile(
 )
 """Tokens that can be told by their shape: Hugging Face, GitHub, JSON web tokens."""
 _USERINFO = re.compile(r"(?<=://)[^\s/@\"'<>]*:[^\s/@\"'<>]+(?=@)")
-_BEARER = re.compile(r"(?i)\b(?:Bearer|Basic)[ \t]+(?P<secret>[A-Za-z0-9._~+/=-]{8,})")
+_BEARER = re.compile(r"(?i)\b(?:Bearer|Basic)[ \t]+(?P<secret>[A-Za-z0-9._~+/=-]{8,4096})")
 _HEADER = re.compile(
     r"(?i)\b(?:(?:proxy-)?authorization|(?:set-)?cookie|x-api-key)[\"']?[ \t]*[=:,][ \t]*b?[\"']?"
-    rf"(?P<secret>{_VALUE}{{6,}}(?:;[ \t]*{_VALUE}+)*)"
+    r"(?:(?:Bearer|Basic|Token)[ \t]+)?"
+    rf"(?P<secret>{_VALUE}{{6,4096}}(?:;[ \t]*{_VALUE}+)*)"
 )
 _NAMED = re.compile(
     r"(?i)(?<![A-Za-z])(?:[a-z]+[_-])?(?:token|api[_-]?key|passw(?:or)?d|secret)[\"']?[ \t]*(?:[=:]|%3D)[ \t]*b?[\"']?"
-    rf"(?![A-Za-z_][\w.]*\()(?P<secret>{_VALUE}{{8,}})"  # a call in a line of source code is not the value
+    rf"(?![A-Za-z_][\w.]*\()(?P<secret>{_VALUE}{{8,4096}})"  # a call in a line of source code is not the value
 )
 _SIGNED = re.compile(
     r"(?i)(?<=[?&;])(?:X-Amz-[A-Za-z-]+|X-Goog-[A-Za-z-]+|Signature|Policy|Key-Pair-Id|sig|token|key|api[_-]?key)"
-    r"=(?P<secret>[^\s&\"'<>]{4,})"
+    r"=(?P<secret>[^\s&\"'<>]{4,4096})"
 )
 _PATTERNS: tuple[tuple[tuple[str, ...], re.Pattern[str]], ...] = (
     (("hf_", "api_org_", "gh", "eyj"), _TOKEN_SHAPES),
@@ -112,11 +113,13 @@ _PATTERNS: tuple[tuple[tuple[str, ...], re.Pattern[str]], ...] = (
     (("?", "&", ";"), _SIGNED),
 )
 """Each with words (in lower case) of which a text has at least one if the pattern fits: looking for these is fast."""
-_BEGINNING = re.compile(
-    r"(?i)(?:hf_|api_org_|gh[opsur]_|github_pat_|\beyJ)[\w.-]*$|\b(?:Bearer|Basic)[ \t]+\S*$"
-    rf"|(?:authorization|cookie|token|key|passw(?:or)?d|secret)[\"']?[ \t]*(?:[=:]|%3D)[ \t]*b?[\"']?{_VALUE}+$"
+_SHAPE_BEGINS = re.compile(r"(?<![A-Za-z0-9])(?:hf_|api_org_|gh[opsur]_|github_pat_|eyJ)[\w.-]*$")
+_VALUE_BEGINS = re.compile(
+    r"(?i)\b(?:Bearer|Basic)[ \t]+\S*$"
+    r"|(?:authorization|cookie|token|api[_-]?key|passw(?:or)?d|secret)[\"']?[ \t]*(?:[=:]|%3D)[ \t]*b?[\"']?"
+    rf"{_VALUE}+$"
 )
-"""The end of an unfinished line that may turn out to be one of the patterns once more of it is there."""
+"""Ends of an unfinished line that may turn out to be one of the patterns once more of it is there."""
 
 
 def redact(text: str) -> str:
@@ -170,10 +173,13 @@ def _merged(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return merged
 
 
-def unfinished_secret(text: str) -> int:
-    """Where the end of `text` may be the beginning of a secret whose rest has not come yet; its length if nowhere."""
-    match = _BEGINNING.search(text)
-    start = match.start() if match else len(text)
+def unfinished_secret(text: str, *, by_name: bool = True) -> int:
+    """Where the end of `text` may be the beginning of a secret whose rest has not come yet; its length if nowhere.
+
+    `by_name`: also what follows a word such as "token=".
+    """
+    matches = [_SHAPE_BEGINS.search(text), _VALUE_BEGINS.search(text) if by_name else None]
+    start = min((match.start() for match in matches if match), default=len(text))
     for form in _forms:
         for whole in (form.text, form.core):
             at = text.rfind(whole[:MIN_BEGINNING], max(0, len(text) - len(whole)))

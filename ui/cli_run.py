@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-import shutil
 import signal
 import sys
 import time
@@ -15,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 
+from security.output import drain, terminal_columns
 from security.roots import Root
 from trainer.config.files import apply_flags, load_values, parse_config
 from trainer.demo import demo_config
@@ -181,6 +181,7 @@ class Follower:
         if self.signalled_at is None:
             self.signalled_at = now
         elif now - self.signalled_at > SAME_SIGNAL_SECONDS:
+            drain()
             os._exit(INTERRUPTED_TWICE)
 
     def _stop(self) -> None:
@@ -201,7 +202,7 @@ class Follower:
         progress = self.jobs.progress(self.run_id)
         text = progress_text(progress)
         if self.on_terminal:
-            width = shutil.get_terminal_size().columns - 1
+            width = terminal_columns() - 1
             print(f"\r\x1b[K{text[:width]}", end="", flush=True)
             self.line_is_open = True
         elif text != self.shown and time.monotonic() - self.shown_at > PLAIN_LINE_SECONDS:
