@@ -5,6 +5,7 @@ This file must parse under Python 3.6, so that an old Python gets a sentence and
 """
 
 import os
+import shutil
 import sys
 
 
@@ -21,8 +22,6 @@ def refuse(message: str) -> None:
 
 def refuse_unfit_python() -> None:
     """Ends with a sentence when this Python is one that the pinned packages don't run on."""
-    import shutil
-
     version = tuple(sys.version_info[:2])
     if (3, 11) <= version <= (3, 14) and sys.maxsize > 2**32:
         return
@@ -42,13 +41,13 @@ import json
 import platform
 import queue
 import re
-import shutil
 import signal
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, STDOUT
 
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
@@ -57,10 +56,12 @@ LOG = VENV / "install.log"
 LOCK = ROOT / ".venv.lock"
 REQUIREMENTS = ROOT / "requirements.txt"
 TEST_REQUIREMENTS = ROOT / "requirements-test.txt"
-END_OF_ROOTS = "# What those bring"
+CU126_REQUIREMENTS = ROOT / "security" / "requirements-cu126.txt"
 
-PIP = "pip==26.3"
+PIP = "pip==26.3 --hash=sha256:f3b60b20ffaadd4415ed7957212a38ac63fa4c5fa375bd0f4a797777940fad13"
 TORCH_INDEX = "https://download.pytorch.org/whl/"
+HASHED_INDEXES = ("cpu", "cu126", "cu130")  # folders whose wheels stand in requirements.txt with their hashes
+CUDA_PART = re.compile(r"nvidia-|cuda-|triton==")
 # torch 2.13 on the default index is built for CUDA 13.0, which needs driver 580 and a Turing card (pytorch RELEASE.md);
 # older drivers and cards are served by the CUDA 12.6 build.
 CUDA_13_DRIVER, CUDA_13_CAPABILITY = 580, 7.5
@@ -70,21 +71,23 @@ GIGABYTES_NEEDED = {"cpu": 3, "mps": 3, "cuda": 10}
 RUNTIME = {"OMP_WAIT_POLICY": "PASSIVE", "MALLOC_MMAP_MAX_": "0"}
 RUNTIME.update(MALLOC_TRIM_THRESHOLD_="17179869184", MALLOC_TOP_PAD_="268435456")
 # Shows that the large packages work on this system, and compiles what is used of them for the next start.
-TRY_OUT = (
-    "import gradio; from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel; "
-    "from transformers import CLIPTextModel, CLIPTokenizer; import peft"
-)
-DISK_FULL = f"the disk is full ({ROOT}). Make room and start again; the installation goes on where it was."
-NO_NETWORK = (
-    "NewConnectionError|ConnectTimeout|ReadTimeout|timed out|Max retries exceeded|Network is unreachable|ProxyError|"
-    "Name or service not known|Temporary failure in name resolution|getaddrinfo failed|nodename nor servname|"
-    "Connection refused|Connection reset|IncompleteRead|SSLError"
+TRY_OUT = "import gradio, peft; from diffusers import StableDiffusionXLPipeline"
+DISK_FULL = "the disk is full. Make room where Safelight lies and start again; the installation goes on where it was."
+NO_NETWORK = """NewConnectionError|ConnectTimeout|ReadTimeout|timed out|Max retries exceeded|Network is unreachable|
+ProxyError|Name or service not known|Temporary failure in name resolution|getaddrinfo failed|nodename nor servname|
+Connection refused|Connection reset|IncompleteRead|SSLError""".replace("\n", "")
+ALTERED = "{0} is not the file that requirements.txt means: its SHA-256 differs, so it was not installed. Somebody altered it, "
+FAILURES = (
+    ("No space left on device|Disk quota exceeded|not enough space on the disk", DISK_FULL),
+    (NO_NETWORK, "the package index can't be reached. Check the network or pip's proxy settings."),
+    (r"DO NOT MATCH THE HASHES.*?^ +(\S+)", ALTERED + "or an index in pip's settings builds its own; see {log}."),
+    (r"No matching distribution found for (\S+)", "{0} has no build for this system and this Python; see {log}."),
+    (r"^(ERROR[^\n]*)(?!.*^ERROR)", "pip failed ({0}). The details are in {log}."),
 )
 OVERVIEW = """usage: python launch.py [COMMAND] [OPTIONS]
 
 Trains LoRAs for image diffusion models; without a command it serves the page on 127.0.0.1:7860.
-The first start installs the pinned packages into .venv; `python launch.py --help` tells more after that.
-commands: demo, train, resume, runs, models, doctor, test
+The first start installs the pinned packages into .venv; after that `python launch.py --help` lists the commands.
 --no-venv uses the Python that runs this, with the packages it has (containers, notebooks).
 """
 
@@ -96,6 +99,7 @@ class TorchBuild:
     kind: str
     index: str = ""
     may_fall_back: bool = False
+    is_hashed: bool = True
 
 
 class Refused(Exception):
@@ -141,15 +145,14 @@ def start(python: str, arguments: list[str]) -> int:
 
 def run_here(arguments: list[str]) -> int:
     """Runs a command in this very Python, after checking that it has what is needed."""
-    roots = REQUIREMENTS.read_text(encoding="utf-8").split(END_OF_ROOTS)[0]
-    pins = re.findall(r"^(([A-Za-z0-9_.-]+)==\S+)$", roots, re.MULTILINE)
+    roots = REQUIREMENTS.read_text(encoding="utf-8").split("# What those bring")[0]
+    pins = re.findall(r"^(([A-Za-z0-9_.-]+)==[^\s;]+)(?: \\)?$", roots, re.MULTILINE)
     missing = [pin for pin, name in pins if not any(importlib.metadata.distributions(name=name))]
     if missing:
         raise Refused(f"this Python lacks some packages. Run: {sys.executable} -m pip install {' '.join(missing)}")
     if any(name not in os.environ for name in memory_settings()):
         return start(sys.executable, arguments)
-    if str(ROOT) not in sys.path:
-        sys.path.insert(0, str(ROOT))
+    sys.path.insert(0, str(ROOT))
     from ui.cli import main as run_command
 
     return run_command(arguments)
@@ -173,15 +176,22 @@ def python_starts() -> str | None:
 def output_of(command: list[str]) -> str | None:
     """What a short command prints; None when it can't be run or fails."""
     try:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=60, check=False)
+        done = subprocess.run(command, stdout=PIPE, stderr=DEVNULL, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else None
 
 
+def read_requirements(file: Path) -> list[str]:
+    """The requirements of a file, each in one line with its hashes."""
+    lines = file.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+    return [" ".join(line.split()) for line in lines if line.strip() and not line.startswith("#")]
+
+
 def fingerprint(*files: Path) -> str:
-    """Changes when a pinned version does."""
-    return hashlib.sha256("\n".join([PIP, *(file.read_text(encoding="utf-8") for file in files)]).encode()).hexdigest()
+    """Changes when a pinned version or a hash does."""
+    texts = [file.read_text(encoding="utf-8") for file in (*files, CU126_REQUIREMENTS) if file.exists()]
+    return hashlib.sha256("\n".join([PIP, *texts]).encode()).hexdigest()
 
 
 def read_marker() -> dict[str, str]:
@@ -208,7 +218,8 @@ def choose_torch() -> TorchBuild:
     """The build for this machine's hardware, or the one that SAFELIGHT_TORCH_INDEX asks for."""
     asked = os.environ.get("SAFELIGHT_TORCH_INDEX", "")
     if asked:
-        return TorchBuild("cpu" if asked.rstrip("/").endswith("cpu") else "cuda", asked)
+        folder = asked.rstrip("/").rpartition("/")[2]
+        return TorchBuild("cpu" if folder.endswith("cpu") else "cuda", asked, is_hashed=folder in HASHED_INDEXES)
     if sys.platform == "darwin":
         if platform.machine() == "x86_64":
             raise Refused("torch has no builds for Macs with an Intel processor; Safelight needs Apple silicon.")
@@ -253,17 +264,13 @@ def install(tests: bool) -> None:
         MARKER.unlink(missing_ok=True)
         removed = drop_half_written_packages()
         LOG.write_text(f"{time.ctime()} {platform.platform()} {sys.version} {build}\n", encoding="utf-8")
-        Installation(build, tests, {**before, "torch": build.kind, "torch_index": build.index} != before).run()
-        marker = {
-            "python": python_starts(),
-            "requirements": fingerprint(REQUIREMENTS),
-            "tests": fingerprint(REQUIREMENTS, TEST_REQUIREMENTS) if tests else "",
-            "torch": build.kind,
-            "torch_index": build.index,
-        }
+        torch = {"torch": build.kind, "torch_index": build.index}
+        Installation(build, tests, {**before, **torch} != before).run()
+        torch["torch_hash"] = "checked" if build.is_hashed else "unknown"
+        with_tests = fingerprint(REQUIREMENTS, TEST_REQUIREMENTS) if tests else ""
+        marker = {"python": python_starts(), "requirements": fingerprint(REQUIREMENTS), "tests": with_tests, **torch}
         MARKER.write_text(json.dumps(marker, indent=1), encoding="utf-8")
-        repaired = f", repaired: {', '.join(removed)}" if removed else ""
-        say(f"installed in {time.monotonic() - began:.0f} s{repaired}")
+        say(f"installed in {time.monotonic() - began:.0f} s" + (f", repaired: {', '.join(removed)}" if removed else ""))
 
 
 @contextlib.contextmanager
@@ -309,10 +316,8 @@ def make_venv() -> None:
     try:
         import ensurepip  # noqa: F401  Debian and Ubuntu split it off
     except ImportError:
-        version = f"{sys.version_info[0]}.{sys.version_info[1]}"
-        raise Refused(
-            f"this Python can't make environments. On Debian or Ubuntu: apt install python{version}-venv"
-        ) from None
+        package = f"python{sys.version_info[0]}.{sys.version_info[1]}-venv"
+        raise Refused(f"this Python can't make environments. On Debian or Ubuntu: apt install {package}") from None
     try:
         venv.EnvBuilder(with_pip=True, symlinks=os.name != "nt").create(VENV)
     except subprocess.CalledProcessError as error:
@@ -323,11 +328,6 @@ def make_venv() -> None:
 def site_packages() -> Path:
     """Where the environment's packages lie."""
     return next(iter(VENV.glob("lib/python3*/site-packages")), VENV / "Lib" / "site-packages")
-
-
-def count_packages() -> int:
-    """How many packages lie in the environment by now."""
-    return sum(1 for _ in site_packages().glob("*.dist-info"))
 
 
 def drop_half_written_packages() -> list[str]:
@@ -348,11 +348,10 @@ class Installation:
     """The pip steps of one installation, with progress and a log."""
 
     def __init__(self, build: TorchBuild, tests: bool, new_torch: bool) -> None:
-        files = [REQUIREMENTS, TEST_REQUIREMENTS] if tests else [REQUIREMENTS]
-        lines = [line.strip() for file in files for line in file.read_text(encoding="utf-8").splitlines()]
-        wanted = [line for line in lines if line and not line.startswith("#")]
+        wanted = read_requirements(REQUIREMENTS) + (read_requirements(TEST_REQUIREMENTS) if tests else [])
         self.torch = next((line for line in wanted if line.startswith("torch==")), "")
-        self.packages = [line for line in wanted if line != self.torch]
+        self.cuda_parts = [line for line in wanted if CUDA_PART.match(line)]
+        self.packages = [line for line in wanted if line not in (self.torch, *self.cuda_parts)]
         self.build, self.new_torch = build, new_torch
         self.began = self.shown = self.moved = time.monotonic()
         self.share, self.phase_share, self.items, self.fetched, self.had = 0.0, 0.0, 1, 0.0, 0
@@ -363,13 +362,9 @@ class Installation:
         """Brings the environment to the pinned versions. Raises Refused with the reason when that fails."""
         say(f"installing {len(self.packages)} packages and torch ({self.build.kind}) into .venv; log: .venv/{LOG.name}")
         shares = (0.15, 0.7) if self.build.kind == "cuda" else (0.4, 0.15)  # of the whole time: packages, torch
-        self.pip("install", PIP)
-        pinned = VENV / "pinned.txt"
-        pinned.write_text("\n".join(self.packages) + "\n", encoding="utf-8")
+        self.install([PIP])
         self.begin_phase(shares[0], len(self.packages))
-        # The file names every package, so nothing is resolved and nothing unpinned can come in. It is not compiled:
-        # that takes longer than all the rest, and most files are never imported.
-        self.pip("install", "--no-compile", "--no-deps", "--requirement", str(pinned))
+        self.install(self.packages, "--progress-bar=raw")
         if self.torch:
             self.begin_phase(shares[1], 20 if self.build.kind == "cuda" else 1)
             self.install_torch()
@@ -379,8 +374,16 @@ class Installation:
             if code != 0:
                 raise Refused(f"the packages don't work here: {(output or ['no reason given'])[-1]}. See {LOG}.")
 
+    def install(self, packages: list[str], *options: str) -> None:
+        """Installs exactly these: nothing is resolved, nothing built, and every file must have one of its hashes."""
+        pinned = VENV / "pinned.txt"
+        pinned.write_text("\n".join(packages) + "\n", encoding="utf-8")
+        options += ("--require-hashes", "--only-binary=:all:", "--no-deps", "--no-warn-script-location")
+        # Not compiled: that takes longer than all the rest, and most files are never imported.
+        self.pip("install", "--no-compile", *options, "--requirement", str(pinned))
+
     def install_torch(self) -> None:
-        """Installs torch last: what it needs is there by now, so only it and its CUDA parts come from its own index."""
+        """Installs torch last and alone, so that nothing else comes from its index; then the parts of CUDA it names."""
         index = self.build.index
         if self.build.may_fall_back:
             probe = ["index", "versions", "torch", f"--index-url={index}", "--timeout=8", "--retries=0"]
@@ -389,26 +392,27 @@ class Installation:
                 index = ""
         elif self.new_torch:
             self.pip("uninstall", "--yes", "torch")  # another build of the same version would count as installed
-        self.pip("install", "--no-compile", *([f"--index-url={index}"] if index else []), self.torch)
+        options = ["--progress-bar=raw", *([f"--index-url={index}"] if index else [])]
+        if not self.build.is_hashed:
+            say(f"warning: the hashes of torch from {index} are not known here; that index is taken at its word")
+            self.pip("install", "--no-compile", *options, self.torch.split()[0])
+            return
+        self.install([self.torch], *options)
+        needs = "".join(file.read_text(encoding="utf-8") for file in site_packages().glob("torch-*.dist-info/METADATA"))
+        if sys.platform == "linux" and "nvidia-cudnn-cu" in needs:
+            is_126 = "nvidia-cudnn-cu12" in needs
+            self.install(read_requirements(CU126_REQUIREMENTS) if is_126 else self.cuda_parts, "--progress-bar=raw")
 
     def pip(self, command: str, *arguments: str) -> None:
         """Runs one pip command to its end. Raises Refused with what went wrong."""
-        options = ["--no-input", "--disable-pip-version-check"]
-        if command == "install":
-            options += ["--no-warn-script-location", *([] if PIP in arguments else ["--progress-bar=raw"])]
-        code, output = self.call(["-m", "pip", command, *options, *arguments])
+        code, output = self.call(["-m", "pip", command, "--no-input", "--disable-pip-version-check", *arguments])
         if code == 0:
             return
-        text = "\n".join(output)
-        if re.search(r"No space left on device|Disk quota exceeded|not enough space on the disk", text):
-            raise Refused(DISK_FULL)
-        if re.search(NO_NETWORK, text):
-            raise Refused("the package index can't be reached. Check the network or pip's proxy settings.")
-        missing = re.search(r"No matching distribution found for (\S+)", text)
-        if missing:
-            raise Refused(f"{missing[1]} has no build for this system and this Python; see {LOG}.")
-        reason = next((line for line in reversed(output) if line.startswith("ERROR")), f"exit code {code}")
-        raise Refused(f"pip failed ({reason}). The details are in {LOG}.")
+        for pattern, sentence in FAILURES:
+            match = re.search(pattern, "\n".join(output), re.DOTALL | re.MULTILINE)
+            if match:
+                raise Refused(sentence.format(*match.groups(), log=LOG))
+        raise Refused(f"pip failed (exit code {code}). The details are in {LOG}.")
 
     def call(self, arguments: list[str]) -> tuple[int, list[str]]:
         """Runs the environment's Python, logs its output and shows progress. Returns the exit code and the lines."""
@@ -417,12 +421,7 @@ class Installation:
             environment.pop(name, None)
         command = [str(venv_python()), *arguments]
         process = subprocess.Popen(
-            command,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            errors="replace",
+            command, env=environment, stdout=PIPE, stderr=STDOUT, encoding="utf-8", errors="replace"
         )
         try:
             with LOG.open("a", encoding="utf-8") as log:
@@ -453,7 +452,6 @@ class Installation:
             elif words:
                 yield line
                 self.take_in(words)
-                self.show()
             try:
                 line = incoming.get(timeout=0.5)
             except queue.Empty:
@@ -463,7 +461,8 @@ class Installation:
     def begin_phase(self, share: float, num_items: int) -> None:
         """A step that takes that share of the whole time and handles that many packages."""
         self.share += self.phase_share
-        self.phase_share, self.items, self.fetched, self.had = share, num_items, 0.0, count_packages()
+        self.phase_share, self.items, self.fetched = share, num_items, 0.0
+        self.had = len(list(site_packages().glob("*.dist-info")))
 
     def take_in(self, words: list[str]) -> None:
         """Counts what pip says it has done."""
@@ -473,6 +472,7 @@ class Installation:
             self.fetched += 1
         elif words[:2] == ["Installing", "collected"]:
             self.doing = "unpacking"
+        self.show()
 
     def show(self, num_bytes: int = 0, size: int = 0) -> None:
         """One updating line on a terminal, a line every ten seconds elsewhere. Fetching counts for 60% of a phase."""
@@ -480,7 +480,7 @@ class Installation:
         if now - self.shown < (0.3 if self.on_terminal else 10):
             return
         self.shown = now
-        unpacked = count_packages() - self.had if self.doing == "unpacking" else 0
+        unpacked = len(list(site_packages().glob("*.dist-info"))) - self.had if self.doing == "unpacking" else 0
         fetched = self.fetched - (1 - num_bytes / size if size else 0)
         done = self.share + self.phase_share * min(1.0, (0.6 * fetched + 0.4 * unpacked) / self.items)
         if done > self.done:

@@ -379,12 +379,12 @@ def test_imported_packages_are_required() -> None:
     assert third_party(EVERYTHING) - third_party(PRODUCT) <= required(roots) | required(brought) | tests
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-test.txt"])
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-test.txt", "security/requirements-cu126.txt"])
 def test_every_requirement_is_exact(name: str) -> None:
-    for line in (ROOT / name).read_text(encoding="utf-8").splitlines():
-        assert not line or line.startswith("#") or re.fullmatch(r"[A-Za-z0-9_.-]+==[\w.]+( ; [\w. <>='\"]+)?", line), (
-            line
-        )
+    text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ")
+    for line in text.splitlines():
+        wanted = r"[A-Za-z0-9_.-]+==[\w.]+( ; [\w. <>='\"]+)?( +--hash=sha256:[0-9a-f]{64})+"
+        assert not line or line.startswith("#") or re.fullmatch(wanted, line), line
 
 
 def test_strictly_typed_parts_are_in_the_mypy_settings() -> None:

@@ -329,7 +329,7 @@ def test_duration(seconds: float, text: str) -> None:
 def test_doctor_finds_this_machine_well(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     code = cli.main(["doctor", "--json"])
     checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)}
-    assert set(checks) == {"Python", "packages", "security floors", "torch", "workspace", "Chromium"}
+    assert set(checks) == {"Python", "packages", "package hashes", "security floors", "torch", "workspace", "Chromium"}
     assert code == (0 if all(check["ok"] for check in checks.values()) else 1)
     assert checks["torch"]["detail"].startswith("torch 2.13.0")
 
@@ -343,7 +343,7 @@ def test_doctor_sees_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert not check.ok and "no-such-package-1b7" in check.detail and "win" not in check.detail
     (tmp_path / "requirements.txt").write_text("pydantic==0.1\n")
     check = cli_doctor.check_packages()
-    assert check.ok and "tested: ==0.1" in check.detail
+    assert check.ok and "tested: 0.1" in check.detail
 
 
 def test_doctor_fails_without_room(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,61 +22,9 @@ from pathlib import Path
 import pytest
 
 import launch
+from tests.door import LOCKED, PROGRAM, assert_one_sentence, make_home, start
 
-PROGRAM = Path(launch.__file__)
-FAKE_COMMAND = '''"""Stands in for the real command line."""
-import json, os, signal, sys, time
-
-def main(arguments):
-    names = [name for name in os.environ if name.startswith(("MALLOC_", "OMP_WAIT_POLICY"))]
-    print(json.dumps({"arguments": arguments, "malloc": {name: os.environ[name] for name in names}, "prefix": sys.prefix}))
-    sys.stdout.flush()
-    if arguments[:1] == ["wait"]:
-        seen = []
-        signal.signal(signal.SIGTERM, lambda *_: seen.append(1))
-        print("waiting", flush=True)
-        while not seen:
-            time.sleep(0.05)
-        time.sleep(0.5)
-        return 40 + len(seen)
-    return int(arguments[1]) if arguments[:1] == ["code"] else 0
-'''
 posix_only = pytest.mark.skipif(os.name != "posix", reason="signals and executables of POSIX systems")
-
-
-def start(
-    home: Path, *arguments: str, python: str = sys.executable, **variables: str
-) -> subprocess.CompletedProcess[str]:
-    """Runs the copy of launch.py in `home` to its end."""
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("MALLOC_", "OMP_WAIT_POLICY", "SAFELIGHT_"))
-    }
-    environment = {**inherited, "PYTHONDONTWRITEBYTECODE": "1", **variables}
-    command = [python, str(home / "launch.py"), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-
-
-def make_home(folder: Path, requirement: str = "iniconfig==2.3.1") -> Path:
-    """A repository with the real launch.py and next to nothing behind it."""
-    (folder / "ui").mkdir(parents=True)
-    (folder / "ui" / "__init__.py").touch()
-    (folder / "ui" / "cli.py").write_text(FAKE_COMMAND)
-    shutil.copy(PROGRAM, folder)
-    (folder / "requirements.txt").write_text(f"# roots\n{requirement}\n\n# What those bring\n")
-    (folder / "requirements-test.txt").write_text("# nothing more\n")
-    return folder
-
-
-def assert_one_sentence(done: subprocess.CompletedProcess[str], *words: str) -> None:
-    """Exit code 2 and, on the last line, one sentence of ours with those words; no stack of calls."""
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("safelight: ")
-    for word in words:
-        assert word in last, last
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +101,7 @@ def test_changed_requirements_are_installed(installed: Path) -> None:
 
 
 def test_tests_bring_their_own_requirements(installed: Path) -> None:
-    (installed / "requirements-test.txt").write_text("pluggy==1.7.0\n")
+    (installed / "requirements-test.txt").write_text(LOCKED["pluggy"].replace(" --hash", " \\\n    --hash") + "\n")
     assert start(installed, "runs").stderr == ""
     assert "installed in" in start(installed, "test").stderr
     assert list((installed / ".venv").rglob("pluggy-1.7.0.dist-info"))
@@ -238,7 +186,7 @@ def test_no_venv_names_what_is_missing(tmp_path: Path) -> None:
 @pytest.fixture
 def empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The imported launch module, looking at a home where nothing is installed. SIGTERM is put back afterwards."""
-    home = make_home(tmp_path / "home", "torch==2.13.0")
+    home = make_home(tmp_path / "home", f"{LOCKED['torch']}\n{LOCKED['triton']}")
     venv = home / ".venv"
     for name, path in {
         "ROOT": home,
@@ -248,6 +196,7 @@ def empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
         "LOCK": home / ".venv.lock",
         "REQUIREMENTS": home / "requirements.txt",
         "TEST_REQUIREMENTS": home / "requirements-test.txt",
+        "CU126_REQUIREMENTS": home / "security" / "requirements-cu126.txt",
     }.items():
         monkeypatch.setattr(launch, name, path)
     monkeypatch.setattr(launch, "nvidia_driver", lambda: (None, 0.0))
@@ -298,6 +247,13 @@ def installation(empty_home: Path, build: launch.TorchBuild) -> launch.Installat
         ("pip._vendor.urllib3.exceptions.ReadTimeoutError: Read timed out.", "index can't be reached"),
         ("ERROR: No matching distribution found for torch==2.13.0", "torch==2.13.0 has no build"),
         ("ERROR: something else", "pip failed (ERROR: something else)"),
+        ("ERROR: first\nERROR: last\n  more", "pip failed (ERROR: last)"),
+        ("killed", "pip failed (exit code 1)"),
+        (
+            "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE. If you\n"
+            "    torch==2.13.0 from https://example.org/torch.whl (from -r pinned.txt (line 1)):\n        Expected sha256 0",
+            "torch==2.13.0 is not the file that requirements.txt means: its SHA-256 differs",
+        ),
     ],
 )
 def test_failures_of_pip_are_one_sentence(
@@ -311,10 +267,12 @@ def test_failures_of_pip_are_one_sentence(
 
 
 def recorded(steps: launch.Installation, monkeypatch: pytest.MonkeyPatch, *, reachable: bool) -> list[list[str]]:
+    """What would be run, each as the words of a pip command with the file of requirements replaced by its lines."""
     calls: list[list[str]] = []
 
     def call(arguments: Sequence[str]) -> tuple[int, list[str]]:
-        calls.append([part for part in arguments if part not in ("-m", "pip")])
+        words = [part for part in arguments if part not in ("-m", "pip")]
+        calls.append([*words[:-1], *Path(words[-1]).read_text().splitlines()] if "--requirement" in words else words)
         return (0 if reachable or arguments[2] != "index" else 1), []
 
     monkeypatch.setattr(steps, "call", call)
@@ -324,8 +282,41 @@ def recorded(steps: launch.Installation, monkeypatch: pytest.MonkeyPatch, *, rea
 
 def test_cpu_build_comes_from_its_own_index_alone(empty_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = recorded(installation(empty_home, launch.choose_torch()), monkeypatch, reachable=True)
-    assert f"--index-url={launch.TORCH_INDEX}cpu" in calls[-1] and calls[-1][-1] == "torch==2.13.0"
+    assert f"--index-url={launch.TORCH_INDEX}cpu" in calls[-1] and calls[-1][-1] == LOCKED["torch"]
+    assert {"--require-hashes", "--no-deps", "--only-binary=:all:"} <= set(calls[-1])
     assert not [part for call in calls for part in call if "extra-index" in part]
+
+
+@pytest.mark.parametrize(("names", "brought"), [("nvidia-cudnn-cu13", 13), ("nvidia-cudnn-cu12", 12), ("", 0)])
+def test_torch_gets_the_parts_of_cuda_that_it_names(
+    empty_home: Path, monkeypatch: pytest.MonkeyPatch, names: str, brought: int
+) -> None:
+    """They come from pip's own index, with their hashes, and only where torch itself asks for them."""
+    steps = installation(empty_home, launch.TorchBuild("cuda", f"{launch.TORCH_INDEX}cu126"))
+    steps.new_torch = False
+    (empty_home / "security").mkdir()
+    (empty_home / "security" / "requirements-cu126.txt").write_text("# parts\nnvidia-cudnn-cu12==9 \\\n    --hash=x\n")
+    information = launch.site_packages() / "torch-2.13.0.dist-info"
+    information.mkdir(parents=True)
+    (information / "METADATA").write_text(f"Name: torch\nRequires-Dist: {names}==9; platform_system == 'Linux'\n")
+    monkeypatch.setattr(launch.sys, "platform", "linux")
+    calls = recorded(steps, monkeypatch, reachable=True)
+    if not brought:
+        assert len(calls) == 1
+        return
+    assert calls[-1][-1] == (LOCKED["triton"] if brought == 13 else "nvidia-cudnn-cu12==9 --hash=x")
+    assert "--require-hashes" in calls[-1] and not [part for part in calls[-1] if part.startswith("--index-url")]
+    monkeypatch.setattr(launch.sys, "platform", "win32")  # there they are inside of torch
+    assert len(recorded(steps, monkeypatch, reachable=True)) == 1
+
+
+def test_an_index_without_known_hashes_is_taken_at_its_word_and_says_so(
+    empty_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SAFELIGHT_TORCH_INDEX", "https://example.org/whl/rocm7.1")
+    calls = recorded(installation(empty_home, launch.choose_torch()), monkeypatch, reachable=True)
+    assert calls[-1][-1] == "torch==2.13.0" and "--require-hashes" not in calls[-1]
+    assert "hashes of torch from https://example.org/whl/rocm7.1 are not known" in capsys.readouterr().err
 
 
 def test_unreachable_torch_index_falls_back_and_says_so(
@@ -341,7 +332,7 @@ def test_another_build_replaces_the_installed_one(
     empty_home: Path, monkeypatch: pytest.MonkeyPatch, new: bool, commands: list[str]
 ) -> None:
     """pip takes torch 2.13.0 for CPUs for the wanted 2.13.0; one that is right already is not fetched again."""
-    steps = installation(empty_home, launch.TorchBuild("cuda", "https://example.org/cu126"))
+    steps = installation(empty_home, launch.TorchBuild("cuda", "https://example.org/cu126"))  # hashes are known
     steps.new_torch = new
     assert [call[0] for call in recorded(steps, monkeypatch, reachable=True)] == commands
 
@@ -372,7 +363,9 @@ def test_torch_fits_the_machine(
 
 def test_torch_index_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAFELIGHT_TORCH_INDEX", "https://example.org/rocm")
-    assert launch.choose_torch() == launch.TorchBuild("cuda", "https://example.org/rocm")
+    assert launch.choose_torch() == launch.TorchBuild("cuda", "https://example.org/rocm", is_hashed=False)
+    monkeypatch.setenv("SAFELIGHT_TORCH_INDEX", "https://mirror.example.org/whl/cpu/")
+    assert launch.choose_torch() == launch.TorchBuild("cpu", "https://mirror.example.org/whl/cpu/")
 
 
 def test_intel_mac_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

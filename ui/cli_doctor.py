@@ -11,9 +11,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from packaging.requirements import Requirement
-
 from security.errors import FailedCommand, SafelightError
+from security.locks import pins_of_this_machine
 from security.processes import run
 from security.roots import Root
 from security.versions import version_faults
@@ -38,6 +37,7 @@ def doctor(workspace: Path | None, *, as_json: bool) -> int:
     looks: list[Callable[[], Check]] = [
         check_python,
         check_packages,
+        check_hashes,
         check_security_floors,
         check_torch,
         lambda: check_workspace(workspace),
@@ -63,26 +63,33 @@ def check_python() -> Check:
 
 def check_packages() -> Check:
     """Installed versions against requirements.txt; another version works perhaps, a missing one never."""
-    missing, differing, count = [], [], 0
-    for line in (REPOSITORY_DIR / "requirements.txt").read_text(encoding="utf-8").splitlines():
-        if not line.strip() or line.startswith("#"):
-            continue
-        pin = Requirement(line)
-        if pin.marker is not None and not pin.marker.evaluate():
-            continue
-        count += 1
+    missing, differing, pins = [], [], pins_of_this_machine(REPOSITORY_DIR)
+    for pin in pins:
         try:
             found = importlib.metadata.version(pin.name)
         except importlib.metadata.PackageNotFoundError:
             missing.append(pin.name)
             continue
-        if found not in pin.specifier:
-            differing.append(f"{pin.name} {found} (tested: {pin.specifier})")
+        if found.partition("+")[0] != pin.version:
+            differing.append(f"{pin.name} {found} (tested: {pin.version})")
     if missing:
         return Check("packages", False, f"missing: {', '.join(missing)}. Delete .venv and start again to install them.")
     if differing:
-        return Check("packages", True, f"{count} there, but in other versions: {', '.join(differing)}")
-    return Check("packages", True, f"all {count} at their pinned versions")
+        return Check("packages", True, f"{len(pins)} there, but in other versions: {', '.join(differing)}")
+    return Check("packages", True, f"all {len(pins)} at their pinned versions")
+
+
+def check_hashes() -> Check:
+    """What launch.py wrote down after it had installed: whether every file had one of the hashes in requirements.txt."""
+    try:
+        marker = json.loads(Path(sys.prefix, "safelight.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return Check("package hashes", True, "unknown: this Python was not set up by launch.py")
+    if marker.get("torch_hash") == "checked":
+        return Check("package hashes", True, "every installed file had the SHA-256 that requirements.txt names")
+    return Check(
+        "package hashes", True, f"torch and its parts were taken from {marker.get('torch_index')} without known hashes"
+    )
 
 
 def check_security_floors() -> Check:
