@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from security.roots import replace_file
 from trainer.config.schema import KeyFormat, LoraTargets, SavePrecision
 from trainer.families.base import Components, ModelFamily, UnusableModel
-from trainer.metadata import IMPLEMENTATIONS, ExportFacts, build_metadata
+from trainer.metadata import IMPLEMENTATIONS, ExportFacts, build_metadata, refuse_secret_entries
 
 __all__ = [
     "DamagedExport",
@@ -130,10 +130,12 @@ def save_lora(
 ) -> int:
     """Writes the LoRA to `path` in one step (a reader sees the old file or the whole new one); returns its bytes.
 
-    Raises DamagedExport for NaN or Inf in the LoRA, also such as the file's precision would make.
+    Raises DamagedExport for NaN or Inf in the LoRA, also such as the file's precision would make, and RefusedConfig for
+    metadata with a token in it.
     """
     from safetensors.torch import save
 
+    refuse_secret_entries(metadata, path.name)
     entries = dict(metadata)
     if key_format is KeyFormat.KOHYA:
         state = to_kohya(components, family)

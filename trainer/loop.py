@@ -15,7 +15,7 @@ from trainer.dataset.scan import num_samples
 from trainer.device import device_label, dtype_label
 from trainer.export import save_lora, verify_export
 from trainer.jobs import Control
-from trainer.metadata import ExportFacts, build_metadata
+from trainer.metadata import ExportFacts, build_metadata, refuse_secret_entries
 from trainer.resume import capture
 from trainer.runs import RunFolder
 from trainer.sampling import draw
@@ -35,6 +35,8 @@ def train(config: TrainConfig, folder: RunFolder, workspace: Workspace, emit: Em
     except StoppedEarly:
         emit(events.Paused(0) if control.pause.is_set() else events.Finished(0, stopped=True))
         return
+    metadata = build_metadata(config, export_facts(run))
+    refuse_secret_entries(metadata, f"{config.name}.safetensors")  # now, not when there is a training to lose
     announce(run, emit)
     total = config.training.max_train_steps
     if run.step == 0:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from security.redaction import refuse_secrets
 from trainer.config.schema import KeyFormat, TrainConfig
 from trainer.families import family_row
 
@@ -47,6 +48,11 @@ class ExportFacts:
 def build_metadata(config: TrainConfig, facts: ExportFacts) -> dict[str, str]:
     """All entries as texts, ready for a .safetensors header. The writer adds the hash and the key names' origin."""
     return _kohya_entries(config, facts) | _modelspec_entries(config, facts)
+
+
+def refuse_secret_entries(entries: Mapping[str, str], name: str) -> None:
+    """Raises RefusedConfig if the entries for the file `name` hold a token: a caption or a trigger word may."""
+    refuse_secrets("\n".join([*entries, *entries.values()]), f"The metadata of {name}")
 
 
 def _kohya_entries(config: TrainConfig, facts: ExportFacts) -> dict[str, str]:

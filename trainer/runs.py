@@ -16,6 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from security.errors import SafelightError
+from security.redaction import redact, refuse_secrets
 from security.roots import Root
 from trainer import events
 from trainer.config.files import dump_config, load_config
@@ -109,6 +110,7 @@ class RunFolder:
     @classmethod
     def create(cls, workspace: Workspace, config: TrainConfig) -> RunFolder:
         """Makes a new folder named after the run, with a number behind it when the name is taken."""
+        text = dump_config(config)
         number = 1
         while True:
             path = workspace.runs_dir / (config.name if number == 1 else f"{config.name}-{number}")
@@ -118,7 +120,7 @@ class RunFolder:
             except FileExistsError:
                 number += 1
         folder = cls(path)
-        Root(path).write_text_atomic(folder.config_path, dump_config(config))
+        Root(path).write_text_atomic(folder.config_path, text)
         folder.append(events.Queued(config.name))
         return folder
 
@@ -150,8 +152,16 @@ class RunFolder:
         return False
 
     def append(self, event: Event) -> None:
-        """Adds one event to the file. A line torn by an earlier crash is closed first."""
-        line = json.dumps(events.to_json(event), ensure_ascii=False) + "\n"
+        """Adds one event to the file. A line torn by an earlier crash is closed first.
+
+        What an error or warning says is redacted, because it must reach the user; a token anywhere else raises
+        RefusedConfig.
+        """
+        values = events.to_json(event)
+        if "message" in values:
+            values["message"] = redact(values["message"])
+        line = json.dumps(values, ensure_ascii=False) + "\n"
+        refuse_secrets(line, f"The event {values['event']} of this run")
         with self.events_path.open("ab+") as file:
             if file.tell() > 0:
                 file.seek(-1, 2)

@@ -13,6 +13,7 @@ from typing import Any
 import gradio as gr
 
 from security.errors import SafelightError
+from security.redaction import redact
 
 logger = logging.getLogger("safelight.ui")
 
@@ -45,7 +46,7 @@ def shown_to_the_user() -> Iterator[None]:
             yield
     except SafelightError as error:
         # A toast draws its text as (cleaned) HTML, so a file name with angle brackets in it has to be escaped.
-        raise gr.Error(html.escape(str(error)), print_exception=False) from None
+        raise gr.Error(html.escape(redact(str(error))), print_exception=False) from None
 
 
 def answered(function: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:
@@ -60,7 +61,7 @@ def answered(function: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[
             with known_errors():
                 return function(argument)
         except SafelightError as error:
-            return {"error": str(error)}
+            return {"error": redact(str(error))}
 
     # gradio would read the wrapped signature and look for special arguments there
     del answer.__wrapped__
@@ -71,9 +72,9 @@ def outcome(work: Callable[[], str]) -> dict[str, str]:
     """For handlers whose result stays on the page: `work` returns what was done; an error is told in its place."""
     try:
         with known_errors():
-            return {"text": work(), "tone": "good"}
+            return {"text": redact(work()), "tone": "good"}
     except SafelightError as error:
-        return {"text": str(error), "tone": "bad"}
+        return {"text": redact(str(error)), "tone": "bad"}
 
 
 def text_of(argument: Any, key: str) -> str:

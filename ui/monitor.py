@@ -7,7 +7,8 @@ from typing import Any
 
 import gradio as gr
 
-from trainer.config.files import dump_config
+from security.redaction import redact
+from trainer.config.files import config_text
 from trainer.runs import Progress, RunFolder
 from ui.messages import ShownError, number_of, text_of
 from ui.services import Services
@@ -48,7 +49,7 @@ class RunMonitor:
         if not shown or argument.get("drawn") != drawn:
             news |= {"curve": curve(jobs.loss_curve(run_id), progress), "drawn": drawn}
         if not shown or not argument.get("config"):
-            news["config"] = dump_config(RunFolder.find(self.services.workspace, run_id).config())
+            news["config"] = redact(config_text(RunFolder.find(self.services.workspace, run_id).config()))
         return news
 
     def run_action(self, argument: Any = None) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 
 from security.configs import read_toml
 from security.errors import SafelightError
+from security.redaction import refuse_secrets
 from trainer.config.schema import Section, TrainConfig
 
 MAX_CONFIG_BYTES = 1_000_000
@@ -250,7 +251,14 @@ def config_values(config: TrainConfig) -> dict[str, Any]:
 
 
 def dump_config(config: TrainConfig) -> str:
-    """The whole config as TOML, each setting under its help text."""
+    """The whole config as TOML, for a file: each setting under its help text. Raises RefusedConfig for one with a token."""
+    text = config_text(config)
+    refuse_secrets(text, f"The settings of {config.name}")
+    return text
+
+
+def config_text(config: TrainConfig) -> str:
+    """The whole config as TOML, for the eyes."""
     values = config_values(config)
     document = tomlkit.document()
     for setting in iter_settings():
