@@ -236,9 +236,9 @@ def _server_context(authority: trustme.CA) -> ssl.SSLContext:
     authority.issue_cert(*NAMES).configure_cert(context)
 
     def note_name(connection: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
-        connection.asked_name = name
+        connection.asked_name = name  # type: ignore[attr-defined]
 
-    context.sni_callback = note_name  # type: ignore[assignment]
+    context.sni_callback = note_name
     return context
 
 
