@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from security.errors import RefusedFile
 from security.policy import IMAGE_FORMATS, MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
-from security.roots import replace_file
+from security.sniff import SNIFF_BYTES, Kind, open_regular, sniff
 
 _ORIENTATION_TAG = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
@@ -86,32 +86,31 @@ def to_rgb(image: Image.Image, background: tuple[int, int, int] = (255, 255, 255
     return image.convert("RGB")
 
 
-def import_image(source: Path, target: Path) -> None:
-    """Writes a picture anew, pixels only: no EXIF, place, comment, text, colour profile or bytes after its end.
+def clean_copy(source: Path, suffix: str) -> bytes:
+    """The file of a picture written anew, pixels only: no EXIF, place, comment, text, profile or bytes after its end.
 
-    `target` ends in .png or .webp (both lossless, transparency kept) or .jpg (quality 95, transparency on white) and is
-    replaced as a whole. Raises RefusedFile as `open_image` does.
+    `suffix` is .png or .webp (both lossless, transparency kept) or .jpg (quality 95, transparency on white). Raises
+    RefusedFile as `open_image` does.
     """
-    options = _SAVE_OPTIONS[target.suffix]
     image = _to_8_bits(open_image(source))
-    keeps_alpha = image.has_transparency_data and target.suffix != ".jpg"
+    keeps_alpha = image.has_transparency_data and suffix != ".jpg"
     pixels = image.convert("RGBA") if keeps_alpha else to_rgb(image)
     clean = Image.new(pixels.mode, pixels.size)  # a new image carries none of the old one's `info`
     clean.paste(pixels)
     buffer = io.BytesIO()
-    clean.save(buffer, **options)
-    replace_file(target, buffer.getvalue())
+    clean.save(buffer, **_SAVE_OPTIONS[suffix])
+    return buffer.getvalue()
 
 
 def _read_bounded(path: Path) -> bytes:
-    """The whole file, so that what is checked is what is decoded."""
-    try:
-        if not path.is_file():
-            raise RefusedFile(f"{path.name} is not a file.")
-        with path.open("rb") as file:
-            data = file.read(MAX_IMAGE_BYTES + 1)
-    except OSError as error:
-        raise RefusedFile(f"{path.name} cannot be read: {error.strerror}.") from None
+    """The whole file, so that what is checked is what is decoded. Its ending says nothing: the content is sniffed."""
+    with open_regular(path) as file:
+        content = sniff(file.read(SNIFF_BYTES))
+        if content.kind is not Kind.PICTURE:
+            found = f" It is {content.words}." if content.words else ""
+            raise RefusedFile(f"{path.name} is not a PNG, JPEG, WebP or BMP picture.{found} Convert it or take it out.")
+        file.seek(0)
+        data = file.read(MAX_IMAGE_BYTES + 1)
     if len(data) > MAX_IMAGE_BYTES:
         raise RefusedFile(f"{path.name} is larger than {MAX_IMAGE_BYTES // 2**20} MiB. Make it smaller.")
     return data

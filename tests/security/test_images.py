@@ -13,7 +13,7 @@ from PIL import Image, PngImagePlugin
 
 from security import images
 from security.errors import RefusedFile
-from security.images import ImageInfo, import_image, open_image, read_image_info, to_rgb
+from security.images import ImageInfo, clean_copy, open_image, read_image_info, to_rgb
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -55,6 +55,8 @@ def test_other_formats_are_not_even_tried(tmp_path: Path, kind: str) -> None:
     path = save(tmp_path / "a.png", Image.new("RGB", (16, 16)), format=kind)
     with pytest.raises(RefusedFile, match=r"a\.png is not a PNG, JPEG, WebP or BMP picture"):
         open_image(path)
+    with pytest.raises(RefusedFile, match=r"a\.png"):
+        clean_copy(path, ".png")
 
 
 def test_svg_and_html_are_refused(tmp_path: Path) -> None:
@@ -241,7 +243,7 @@ def test_importing_keeps_pixels_and_drops_everything_else(tmp_path: Path, suffix
     for source in (source_png, source_jpg):
         assert canary.encode() in source.read_bytes()
         target = tmp_path / f"t{suffix}"
-        import_image(source, target)
+        target.write_bytes(clean_copy(source, suffix))
         data = target.read_bytes()
         assert canary.encode() not in data
         assert b"PK\x03\x04" not in data
@@ -256,16 +258,113 @@ def test_importing_keeps_pixels_and_drops_everything_else(tmp_path: Path, suffix
 
 def test_importing_keeps_transparency_where_the_format_has_it(tmp_path: Path) -> None:
     source = save(tmp_path / "s.png", half_clear("RGBA"))
-    import_image(source, tmp_path / "t.png")
+    (tmp_path / "t.png").write_bytes(clean_copy(source, ".png"))
     assert open_image(tmp_path / "t.png").getpixel((1, 0)) == (255, 0, 0, 0)
-    import_image(source, tmp_path / "t.webp")
+    (tmp_path / "t.webp").write_bytes(clean_copy(source, ".webp"))
     assert open_image(tmp_path / "t.webp").getpixel((1, 0)) == (255, 0, 0, 0)
-    import_image(source, tmp_path / "t.jpg")
+    (tmp_path / "t.jpg").write_bytes(clean_copy(source, ".jpg"))
     assert open_image(tmp_path / "t.jpg").mode == "RGB"
 
 
 def test_a_refused_import_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "s.png").write_bytes(png(8, 8))
     with pytest.raises(RefusedFile):
-        import_image(tmp_path / "s.png", tmp_path / "t.png")
+        (tmp_path / "t.png").write_bytes(clean_copy(tmp_path / "s.png", ".png"))
     assert [path.name for path in tmp_path.iterdir()] == ["s.png"]
+
+
+SEGMENT = struct.Struct(">2sH")
+
+
+def jpeg_segment(marker: bytes, data: bytes) -> bytes:
+    return SEGMENT.pack(marker, len(data) + 2) + data
+
+
+def test_the_place_of_a_photo_and_its_press_data_do_not_come_along(tmp_path: Path) -> None:
+    """Coordinates are binary in EXIF, and IPTC, a second comment and a maker's segment are blocks of their own."""
+    exif = Image.Exif()
+    place = exif.get_ifd(0x8825)
+    place[1], place[2], place[3], place[4] = "N", (51.0, 30.0, 2.52), "W", (0.0, 7.0, 39.0)
+    exif.get_ifd(0x8769)[0x927C] = b"MAKERNOTE-CANARY"
+    path = save(tmp_path / "s.jpg", Image.new("RGB", (32, 16), RED), exif=exif, quality=95)
+    data = path.read_bytes()
+    extra = b"".join(
+        jpeg_segment(marker, text)
+        for marker, text in [
+            (b"\xff\xed", b"Photoshop 3.0\x008BIM\x04\x04\0\0\0\0\0\x0c\x1c\x02\x50\0\x07CANARY1"),
+            (b"\xff\xfe", b"CANARY2"),
+            (b"\xff\xec", b"Ducky CANARY3"),
+        ]
+    )
+    path.write_bytes(data[:2] + extra + data[2:])
+    assert Image.open(path).getexif().get_ifd(0x8825)[2] == (51.0, 30.0, 2.52)
+    for suffix in (".png", ".webp", ".jpg"):
+        clean = clean_copy(path, suffix)
+        assert not any(word in clean for word in (b"CANARY", b"Photoshop", b"Ducky", b"Exif\0\0", b"MAKERNOTE"))
+        assert not Image.open(io.BytesIO(clean)).getexif()
+
+
+HIDDEN: dict[str, bytes] = {
+    "zip behind a picture": b"PK\x03\x04 secret.txt PK\x05\x06" + bytes(18),
+    "script behind a picture": b"<?php system($_GET[0]); ?>",
+    "page behind a picture": b"<html><script>alert(1)</script>",
+}
+
+
+@pytest.mark.parametrize("case", HIDDEN)
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "WEBP"])
+def test_what_hides_behind_or_inside_a_picture_is_not_imported(tmp_path: Path, case: str, kind: str) -> None:
+    path = save(tmp_path / "a.png", Image.new("RGB", (32, 32), RED), format=kind)
+    path.write_bytes(path.read_bytes() + HIDDEN[case])
+    for suffix in (".png", ".webp", ".jpg"):
+        assert HIDDEN[case] not in clean_copy(path, suffix)
+    inside = save(tmp_path / "b.png", Image.new("RGB", (8, 8), RED))
+    data = inside.read_bytes()
+    inside.write_bytes(data[:33] + png_chunk(b"zzZz", HIDDEN[case]) + data[33:])
+    assert HIDDEN[case] in inside.read_bytes()
+    assert HIDDEN[case] not in clean_copy(inside, ".png")
+
+
+NO_PICTURES: dict[str, tuple[bytes, str]] = {
+    "magic bytes and then a script": (b"\xff\xd8\xff<?php system($_GET[0]); ?>", "broken or cut off|not a PNG"),
+    "magic bytes of a PNG and then a page": (b"\x89PNG\r\n\x1a\n<html>", "broken or cut off|not a PNG"),
+    "page": (b"<!doctype html><p>not found", "It is a web page"),
+    "drawing": (b'<svg xmlns="http://www.w3.org/2000/svg" onload="alert(1)"/>', "It is an SVG drawing"),
+    "program": (b"\x7fELF\x02\x01\x01" + bytes(90), r"It is a program"),
+    "Windows program": (b"MZ\x90\0\3\0\0\0" + bytes(90), r"It is a program"),
+    "script": (b"#!/bin/sh\nid", "It is a script"),
+    "pickle": (b"\x80\x04\x95\x0b\0\0\0\0\0\0\0", "It is a Python pickle"),
+    "archive": (b"PK\x03\x04" + bytes(40), "It is a zip archive"),
+    "weights": ((40).to_bytes(8, "little") + b'{"a":{}}', "It is a safetensors file"),
+    "animation": (b"GIF89a\1\0\1\0\0\0\0;", r"It is a picture of another format \(gif\)"),
+    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n", "not a PNG"),
+}
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".jpeg", ".webp", ".bmp"])
+@pytest.mark.parametrize("case", NO_PICTURES)
+def test_a_picture_ending_on_something_else_is_refused_by_what_it_is(tmp_path: Path, case: str, suffix: str) -> None:
+    data, reason = NO_PICTURES[case]
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(data)
+    for work in (open_image, read_image_info, lambda source: clean_copy(source, ".png")):
+        with pytest.raises(RefusedFile, match=reason):
+            work(path)
+
+
+def test_a_text_that_unpacks_to_much_more_is_refused(tmp_path: Path) -> None:
+    text = png_chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(80 << 20)))
+    path = tmp_path / "a.png"
+    path.write_bytes(png(1, 1, data=b"\0abc", extra=text))
+    with pytest.raises(RefusedFile, match=r"a\.png"):
+        open_image(path)
+
+
+def test_a_picture_without_pixels_and_one_with_a_million_frames(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 2, 0, 0, 0)))
+    with pytest.raises(RefusedFile, match=r"a\.png"):
+        open_image(path)
+    frames = png_chunk(b"acTL", struct.pack(">II", 2**31 - 1, 0))
+    path.write_bytes(png(1, 1, data=b"\0abc", extra=frames))
+    assert open_image(path).size == (1, 1)

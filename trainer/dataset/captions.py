@@ -25,6 +25,8 @@ def read_caption(picture: Path, extension: str) -> str | None:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise RefusedFile(f"{path.name} is not UTF-8 text. Save it as UTF-8.") from None
+    if "\0" in text:
+        raise RefusedFile(f"{path.name} holds a NUL character, so it is no text. Is it another file?")
     return " ".join(text.split())
 
 

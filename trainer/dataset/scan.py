@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from security.archives import unpack
 from security.errors import RefusedFile, SafelightError
-from security.images import import_image, read_image_info
-from security.names import safe_name, sanitized_name
+from security.images import clean_copy, read_image_info
+from security.names import safe_name, same_name_key, sanitized_name
 from security.policy import IMAGE_SUFFIXES
 from security.roots import Root
 from trainer.config.schema import DatasetConfig
@@ -133,11 +134,21 @@ def collect_sources(folder: Path) -> list[Path]:
     return [*pictures, *(text for picture in pictures if (text := picture.with_suffix(".txt")).is_file())]
 
 
-def import_pictures(workspace: Workspace, name: str, sources: Sequence[Path]) -> ImportReport:
+def unpack_sources(archive: Path, folder: Path) -> tuple[list[Path], tuple[tuple[str, str], ...]]:
+    """Unpacks a zip archive into the new `folder`: its pictures and captions, ready for `import_pictures`.
+
+    Also returns (name, reason) of what stayed in the archive. Raises RefusedFile for an archive that is not sound.
+    """
+    done = unpack(archive, folder, (*IMAGE_SUFFIXES, ".txt"))
+    return list(done.files), done.skipped
+
+
+def import_pictures(workspace: Workspace, name: str, sources: Sequence[Path], base: Path | None = None) -> ImportReport:
     """Copies pictures (re-encoded, without their metadata) and same-named .txt captions into a dataset of the workspace.
 
-    An existing dataset of that name is added to; files of the same name get a number, so nothing is overwritten.
-    Raises RefusedName for a bad name, SafelightError for the name of an embedded dataset.
+    An existing dataset of that name is added to; files of the same name get a number, so nothing is overwritten. Pictures
+    below `base` keep the folders that they have there, `10_name` among them. Raises RefusedName for a bad name,
+    SafelightError for the name of an embedded dataset.
     """
     if safe_name(name, "dataset name") in DEMO_DATASETS:
         raise SafelightError(f"{name} is the embedded dataset. Choose another name.")
@@ -149,28 +160,31 @@ def import_pictures(workspace: Workspace, name: str, sources: Sequence[Path]) ->
     skipped: list[tuple[str, str]] = []
     used = set()
     for source in (path for path in sources if path.suffix.lower() != ".txt"):
+        inside = base is not None and source.is_relative_to(base)
+        shown = source.relative_to(base).as_posix() if base is not None and inside else source.name
         if source.suffix.lower() not in IMAGE_SUFFIXES:
-            skipped.append((source.name, f"not a picture ({', '.join(sorted(IMAGE_SUFFIXES))})"))
+            skipped.append((shown, f"not a picture ({', '.join(sorted(IMAGE_SUFFIXES))})"))
             continue
-        stem = _free_stem(target_dir, sanitized_name(source.stem, "picture"))
+        folders = [sanitized_name(part, "folder") for part in Path(shown).parts[:-1]]
+        folder = root.child(*folders) if folders else root.path
+        saved = folder / f"{_free_stem(folder, sanitized_name(source.stem, 'picture'))}.png"
         try:
-            saved = target_dir / f"{stem}.png"
-            import_image(source, saved)
+            root.write_bytes_atomic(saved, clean_copy(source, saved.suffix))
             caption = captions.get((source.parent, source.stem))
             if caption is not None:
                 used.add(caption)
                 root.write_text_atomic(saved.with_suffix(".txt"), read_caption(source, caption.suffix) or "")
-            added.append(saved.name)
+            added.append(saved.relative_to(root.path).as_posix())
         except (RefusedFile, OSError) as error:
-            skipped.append((source.name, str(error)))
+            skipped.append((shown, str(error)))
     skipped.extend((path.name, "a caption without its picture") for path in captions.values() if path not in used)
     return ImportReport(name, tuple(added), tuple(skipped))
 
 
 def _free_stem(folder: Path, stem: str) -> str:
-    taken = {path.stem.lower() for path in folder.iterdir()}
+    taken = {same_name_key(path.stem) for path in folder.iterdir()} if folder.is_dir() else set()
     number, candidate = 1, stem
-    while candidate.lower() in taken:
+    while same_name_key(candidate) in taken:
         number += 1
         candidate = f"{stem}-{number}"
     return candidate

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import secrets
 import shutil
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from gradio.events import Dependency
 from security.errors import SafelightError
 from security.images import read_image_info
 from security.policy import IMAGE_SUFFIXES
-from security.roots import Root, resolve_user_folder
+from security.roots import Root, resolve_user_path
 from trainer.dataset.captions import read_caption
 from trainer.dataset.scan import (
     ImportReport,
@@ -27,11 +29,15 @@ from trainer.dataset.scan import (
     list_datasets,
     picture_paths,
     save_caption,
+    unpack_sources,
 )
 from ui.messages import ShownError, known_errors, text_of
 from ui.services import IMPORT_FOLDER, Services
 from ui.views import FILES_PREFIX
 from ui.widgets import drawn_view
+
+ARCHIVE_SUFFIX = ".zip"
+STALE_SECONDS = 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -81,16 +87,16 @@ def dataset_tab(services: Services) -> DatasetTab:
     with gr.Row():
         with gr.Column(min_width=280):
             files = gr.File(
-                label="Pictures and their .txt captions",
+                label="Pictures with their .txt captions, or a .zip of them",
                 file_count="multiple",
-                file_types=[*IMAGE_SUFFIXES, ".txt"],
+                file_types=[*IMAGE_SUFFIXES, ".txt", ARCHIVE_SUFFIX],
                 height=180,
                 elem_id="dataset-files",
             )
             upload_button = gr.Button("Import these files", elem_id="import-files")
         with gr.Column(min_width=280):
             folder = gr.Textbox(
-                label="Folder on this machine", info=_where(services), max_lines=1, elem_id="dataset-folder"
+                label="Folder or .zip on this machine", info=_where(services), max_lines=1, elem_id="dataset-folder"
             )
             folder_button = gr.Button("Import this folder", elem_id="import-folder")
 
@@ -132,25 +138,68 @@ def _report(work: Any) -> dict[str, Any]:
     }
 
 
-def _import_folder(services: Services, name: str, folder: str) -> ImportReport:
-    source = resolve_user_folder(folder, services.import_roots())
+def _import_folder(services: Services, name: str, typed: str) -> ImportReport:
+    source = resolve_user_path(typed, services.import_roots())
+    if not source.is_dir():
+        with _staging(services) as staging:
+            return _import_groups(services, name, [_unpacked(source, staging)])
     sources = collect_sources(source)
     if not sources:
         raise ShownError(f"{source} has no pictures ({', '.join(IMAGE_SUFFIXES)}).")
-    return import_pictures(services.workspace, (name or "").strip(), sources)
+    return import_pictures(services.workspace, (name or "").strip(), sources, source)
 
 
 def _import_uploads(services: Services, name: str, uploads: Sequence[Path]) -> ImportReport:
     """Uploads lie in one folder each; a caption finds its picture by lying beside it, so they are gathered first."""
     if not uploads:
         raise ShownError("Choose pictures first, then import them.")
+    with _staging(services) as staging:
+        archives = [path for path in uploads if path.suffix.lower() == ARCHIVE_SUFFIX]
+        others = [path for path in uploads if path not in archives]
+        groups = [_unpacked(archive, staging) for archive in archives]
+        return _import_groups(services, name, [*groups, _Group(_gather(others, staging / "files"))])
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Files to import together. Pictures keep their folders below `base`; `skipped` is known to be left out already."""
+
+    sources: list[Path]
+    base: Path | None = None
+    skipped: tuple[tuple[str, str], ...] = ()
+
+
+def _unpacked(archive: Path, staging: Path) -> _Group:
+    folder = staging / secrets.token_hex(4)
+    sources, skipped = unpack_sources(archive, folder)
+    return _Group(sources, folder, skipped)
+
+
+def _import_groups(services: Services, name: str, groups: Sequence[_Group]) -> ImportReport:
+    if not any(group.sources for group in groups):
+        raise ShownError(f"There are no pictures in it ({', '.join(IMAGE_SUFFIXES)}).")
+    chosen = (name or "").strip()
+    reports = [import_pictures(services.workspace, chosen, group.sources, group.base) for group in groups]
+    added = tuple(path for report in reports for path in report.added)
+    skipped = [entry for group in groups for entry in group.skipped]
+    skipped += [entry for report in reports for entry in report.skipped]
+    return ImportReport(chosen, added, tuple(skipped))
+
+
+@contextmanager
+def _staging(services: Services) -> Iterator[Path]:
+    """A folder for the files of one import, gone afterwards, as are those that a killed program left a day ago."""
     root = Root(services.workspace.cache_dir)
+    uploads = root.child("uploads")
+    uploads.mkdir(mode=0o700, exist_ok=True)
+    for left in [path for path in uploads.iterdir() if time.time() - path.lstat().st_mtime > STALE_SECONDS]:
+        root.remove_tree(left)
     staging = root.child("uploads", secrets.token_hex(8))
+    staging.mkdir(mode=0o700)
     try:
-        return import_pictures(services.workspace, (name or "").strip(), _gather(uploads, staging))
+        yield staging
     finally:
-        if staging.is_dir():
-            root.remove_tree(staging)
+        root.remove_tree(staging)
 
 
 def _gather(uploads: Sequence[Path], staging: Path) -> list[Path]:
