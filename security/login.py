@@ -1,6 +1,6 @@
-"""Who may use a page that others can reach: one password, one key for a link, sessions, and brakes on guessing.
+"""Who may use a page that others can reach: one password, one key for a link, logins, and brakes on guessing.
 
-There is one owner: everybody who is logged in sees and does everything.
+There is one owner: everybody who is logged in sees and does everything, and may end the logins of others.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import math
 import os
 import secrets
 import stat
+import threading
 import time
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from html import escape
 from pathlib import Path
 
@@ -31,6 +33,7 @@ from security.policy import (
     SESSION_IDLE_SECONDS,
     SESSION_SECONDS,
 )
+from security.redaction import register
 
 _LETTERS = "abcdefghijkmnpqrstuvwxyz23456789"
 """32 signs without l, o, 0 and 1, which are easily mistaken: 5 bits each."""
@@ -81,18 +84,39 @@ def read_password_file(path: Path) -> str:
     return password
 
 
+class Place(StrEnum):
+    """Where a login was made, in words for its owner."""
+
+    HERE = "on this machine"
+    NETWORK = "in the network"
+    SHARE = "through the share link"
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """One login in the list that its owner sees. `id` tells logins apart and opens nothing."""
+
+    id: str
+    place: Place
+    began_seconds_ago: float
+    used_seconds_ago: float
+
+
 @dataclass(slots=True)
 class _Session:
-    """When a login began and when it was last used, on the clock of Credentials, in seconds."""
+    """A login, and when it began and was last used, on the clock of Credentials, in seconds."""
 
+    id: str
+    place: Place
     began: float
     used: float
 
 
 class Credentials:
-    """The owner's password and key, and the sessions that were opened with them. Lives as long as the program.
+    """The owner's password and key, and the logins that were made with them. Lives as long as the program.
 
     `key` is for a link that logs in with one tap, `http://HOST/?key=KEY`: 192 random bits, so it needs no brake.
+    Safe to use from several threads.
     """
 
     def __init__(
@@ -103,12 +127,14 @@ class Credentials:
         base_delay_seconds: float = LOGIN_BASE_DELAY_SECONDS,
     ) -> None:
         """`password` was made by generate_password or passed check_password_strength. Tests pass their own clock."""
-        self.key = secrets.token_urlsafe(24)
+        self.key = _never_shown(secrets.token_urlsafe(24), "key of the page's link")
         self._salt = secrets.token_bytes(16)
-        self._hash = self._scrypt(password)
+        self._hash = self._scrypt(_never_shown(password, "password of the page"))
         self._clock = clock
         self._base_delay_seconds = base_delay_seconds
         self._sessions: dict[bytes, _Session] = {}
+        self._guard = threading.RLock()
+        self._when_ended: list[Callable[[str], None]] = []
         self._failures = 0
         self._last_failure = 0.0
         self._turn = asyncio.Lock()
@@ -120,6 +146,13 @@ class Credentials:
     def key_link(self, address: str) -> str:
         """The one-tap link for a page at `address`, such as "https://example.gradio.live"."""
         return f"{address.rstrip('/')}/?key={self.key}"
+
+    def renew(self, password: str | None = None) -> None:
+        """Makes a new key, and takes a new password if one is given. What was opened with the old ones goes on."""
+        with self._guard:
+            self.key = _never_shown(secrets.token_urlsafe(24), "key of the page's link")
+            if password is not None:
+                self._hash = self._scrypt(_never_shown(password, "password of the page"))
 
     def check_key(self, key: str) -> bool:
         """True for the key, compared in constant time."""
@@ -161,35 +194,91 @@ class Credentials:
                 429,
             )
 
-    def open_session(self) -> str:
-        """Begins a session and returns its token, 256 random bits. Beyond MAX_SESSIONS the one idle longest ends."""
-        if len(self._sessions) >= MAX_SESSIONS:
-            del self._sessions[min(self._sessions, key=lambda name: self._sessions[name].used)]
+    def when_a_login_ends(self, tell: Callable[[str], None]) -> None:
+        """`tell` is called with the id of every login that ends, from whatever thread ends it."""
+        self._when_ended.append(tell)
+
+    def open_session(self, place: Place = Place.HERE) -> str:
+        """Begins a login and returns its token, 256 random bits. Beyond MAX_SESSIONS the one idle longest ends."""
         token = secrets.token_urlsafe(32)
         now = self._clock()
-        self._sessions[_digest(token)] = _Session(began=now, used=now)
+        with self._guard:
+            if len(self._sessions) >= MAX_SESSIONS:
+                idle = min(self._sessions.values(), key=lambda session: session.used)
+                self._end(lambda session: session is idle)
+            self._sessions[_digest(token)] = _Session(secrets.token_hex(6), place, began=now, used=now)
         return token
 
+    def login_of(self, token: str) -> str:
+        """The id of the login that `token` belongs to, which then counts as used; "" if it has ended or never was."""
+        with self._guard:
+            self._end(self._is_over)
+            session = self._sessions.get(_digest(token))
+            if session is None:
+                return ""
+            session.used = self._clock()
+            return session.id
+
     def has_session(self, token: str) -> bool:
-        """True, and counted as used, if `token` belongs to a session that has not ended."""
-        name = _digest(token)
-        session = self._sessions.get(name)
-        if session is None:
-            return False
+        """True, and counted as used, if `token` belongs to a login that has not ended."""
+        return self.login_of(token) != ""
+
+    def is_logged_in(self, login: str) -> bool:
+        """Whether the login with this id goes on. Does not count as using it."""
+        with self._guard:
+            return any(session.id == login and not self._is_over(session) for session in self._sessions.values())
+
+    def logins(self) -> list[Login]:
+        """All logins that go on, the one used last first."""
         now = self._clock()
-        if now - session.began > SESSION_SECONDS or now - session.used > SESSION_IDLE_SECONDS:
-            del self._sessions[name]
-            return False
-        session.used = now
-        return True
+        with self._guard:
+            self._end(self._is_over)
+            found = sorted(self._sessions.values(), key=lambda session: session.used, reverse=True)
+            return [Login(session.id, session.place, now - session.began, now - session.used) for session in found]
 
     def close_session(self, token: str) -> None:
-        """Ends a session, if there is one."""
-        self._sessions.pop(_digest(token), None)
+        """Ends the login of a token, if there is one."""
+        name = _digest(token)
+        with self._guard:
+            closed = self._sessions.get(name)
+            self._end(lambda session: session is closed)
+
+    def end_login(self, login: str) -> bool:
+        """Ends the login with this id. False if there is none."""
+        return self._end(lambda session: session.id == login) > 0
+
+    def end_others(self, keep: str) -> int:
+        """Ends all logins but the one with the id `keep`. Returns how many."""
+        return self._end(lambda session: session.id != keep)
+
+    def end_logins_of(self, place: Place) -> int:
+        """Ends all logins that were made at a place. Returns how many."""
+        return self._end(lambda session: session.place is place)
+
+    def _is_over(self, session: _Session) -> bool:
+        now = self._clock()
+        return now - session.began > SESSION_SECONDS or now - session.used > SESSION_IDLE_SECONDS
+
+    def _end(self, chosen: Callable[[_Session], bool]) -> int:
+        """Ends the chosen logins and tells so. Returns how many."""
+        with self._guard:
+            ended = {name: session.id for name, session in self._sessions.items() if chosen(session)}
+            for name in ended:
+                del self._sessions[name]
+        for login in ended.values():
+            for tell in self._when_ended:
+                tell(login)
+        return len(ended)
 
     def _scrypt(self, password: str) -> bytes:
         text = unicodedata.normalize("NFC", password).encode("utf-8", "surrogatepass")
         return hashlib.scrypt(text, salt=self._salt, n=2**14, r=8, p=1)
+
+
+def _never_shown(secret: str, name: str) -> str:
+    """The secret, masked from now on in all that the program prints and logs."""
+    register(secret, name)
+    return secret
 
 
 def _digest(token: str) -> bytes:

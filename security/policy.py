@@ -64,6 +64,12 @@ MAX_CONFIG_DOTS_PER_LINE = 64
 """Most dots outside of strings in one line of TOML: a key of 20,000 dotted parts costs the parser 6 seconds."""
 MAX_MODEL_JSON_BYTES = 1 * MIB
 """Largest JSON configuration inside a model folder."""
+MAX_PICKLE_BYTES = 16 * MIB
+"""Largest pickle inside a PyTorch checkpoint, without the tensors' numbers. A Stable Diffusion model's has 0.3 MiB."""
+MAX_PICKLE_OPERATIONS = 2_000_000
+"""Most instructions of such a pickle. A Stable Diffusion model's has about 60,000."""
+MAX_CHECKPOINT_BYTES = 64 * 1024 * MIB
+"""Largest checkpoint that is converted."""
 MAX_VOCABULARY_BYTES = 16 * MIB
 """Largest tokenizer file. CLIP's vocabulary has 1 MiB, its tokenizer.json 2.2 MiB."""
 MAX_MODEL_FOLDER_ENTRIES = 1000

@@ -12,13 +12,21 @@ from pathlib import Path
 from typing import NoReturn
 
 from security.errors import SafelightError
+from security.hosts import check_host_name
+from security.output import drain, install, lost_output
+from security.policy import MAX_SHARE_HOURS, MIN_SHARE_HOURS, SHARE_HOURS
+from security.tokens import TokenStore, take_tokens
 from security.versions import version_faults
 from trainer.config.files import Setting, SettingKind, iter_settings
 from trainer.jobs import TRAINER_THREAD
+from trainer.logs import close_logging
 from trainer.workspace import REPOSITORY_DIR, Workspace
 
 USER_FAULT = 2
 """Exit code when the user can put it right; 1 is a run or a check that failed, 0 all is well."""
+SHARE_HOURS_HELP = (
+    f"close the share link after N hours ({MIN_SHARE_HOURS} to {MAX_SHARE_HOURS}, default: {SHARE_HOURS})"
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,6 +48,8 @@ def main(arguments: Sequence[str]) -> int:
     """Runs one command and returns its exit code."""
     if list(arguments[:1]) == ["test"] and list(arguments[1:]) not in (["--help"], ["-h"]):
         return run_tests(arguments[1:])
+    install()
+    take_tokens()
     try:
         flags, rest = split_settings(arguments) if list(arguments[:1]) == ["train"] else ([], list(arguments))
         options = build_parser().parse_args(rest)
@@ -49,9 +59,12 @@ def main(arguments: Sequence[str]) -> int:
             raise SafelightError("\n".join(faults))
         code = command(options)
         if not training_has_ended():
-            sys.stdout.flush()
-            sys.stderr.flush()
+            close_logging()
+            drain()
             os._exit(code)  # the thread is inside torch: an orderly end would wait for it, or crash and hide the code
+        if fault := lost_output():
+            sys.stderr.write(f"safelight: what was printed could not be written: {fault}\n")
+            return code or 1
         return code
     except SafelightError as error:
         sys.stderr.write(f"safelight: {error}\n")
@@ -94,6 +107,12 @@ def _add_page_options(parser: argparse.ArgumentParser) -> None:
     page.add_argument("--share", action="store_true", help="make a public link for some hours; needs a password")
     page.add_argument("--no-browser", action="store_true", help="do not open a browser")
     page.add_argument("--password-file", type=Path, metavar="FILE", help="use this password instead of a random one")
+    page.add_argument(
+        "--host-name", type=_host_name, action="append", default=[], metavar="NAME", dest="host_names",
+        help="answer under this name too, as a proxy or your network uses it; needs a password. May be given repeatedly",
+    )  # fmt: skip
+    page.add_argument("--share-hours", type=_hours, metavar="N", default=SHARE_HOURS, help=SHARE_HOURS_HELP)
+    page.add_argument("--allow-root", action="store_true", help="let --share run as root, as in a container")
 
 
 def _port(text: str) -> int:
@@ -101,6 +120,22 @@ def _port(text: str) -> int:
     if not 0 <= number <= 65535:
         raise argparse.ArgumentTypeError(f"{text} is not a port; take one from 1024 to 65535, or 0 for any free one")
     return number
+
+
+def _hours(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if not MIN_SHARE_HOURS <= number <= MAX_SHARE_HOURS:
+        raise argparse.ArgumentTypeError(
+            f"{text} is no number of hours that a share link may live; take {MIN_SHARE_HOURS} to {MAX_SHARE_HOURS}"
+        )
+    return number
+
+
+def _host_name(text: str) -> str:
+    try:
+        return check_host_name(text)
+    except SafelightError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _add_workspace(parser: argparse.ArgumentParser) -> None:
@@ -142,6 +177,11 @@ def _resume_arguments(parser: argparse.ArgumentParser) -> None:
 def _list_arguments(parser: argparse.ArgumentParser) -> None:
     _add_workspace(parser)
     _add_json(parser, "print JSON")
+
+
+def _tokens_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_json(parser, "print JSON")
+    parser.add_argument("--check", action="store_true", help="ask each hub whose token it is and what it may do")
 
 
 def _test_arguments(parser: argparse.ArgumentParser) -> None:
@@ -194,6 +234,9 @@ def serve_page(options: argparse.Namespace) -> int:
             workspace=options.workspace,
             open_browser=not options.no_browser,
             password_file=options.password_file,
+            host_names=tuple(options.host_names),
+            share_hours=options.share_hours,
+            allow_root=options.allow_root,
         )
     )
 
@@ -240,6 +283,14 @@ def show_doctor(options: argparse.Namespace) -> int:
     return doctor(options.workspace, as_json=options.json)
 
 
+def show_tokens(options: argparse.Namespace) -> int:
+    """Lists where tokens for the hubs are looked for and found; shows no part of them."""
+    from security.net import Network
+    from ui.cli_tokens import list_tokens
+
+    return list_tokens(TokenStore(), Network() if options.check else None, as_json=options.json)
+
+
 def run_tests(arguments: Sequence[str]) -> int:
     """Runs the test suite with pytest, which takes all further arguments."""
     import pytest
@@ -254,6 +305,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[..
     "resume": (_resume_arguments, run_resume),
     "runs": (_list_arguments, show_runs),
     "models": (_list_arguments, show_models),
+    "tokens": (_tokens_arguments, show_tokens),
     "doctor": (_list_arguments, show_doctor),
     "test": (_test_arguments, run_tests),
 }

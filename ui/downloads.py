@@ -81,7 +81,7 @@ def _library_folder(workspace: Workspace, dataset: str) -> Path:
 
 def _send(workspace: Workspace, path: Path, *, thumbnail: bool) -> Response:
     suffix = path.suffix.lower()
-    if suffix in IMAGE_TYPES:
+    if suffix in IMAGE_TYPES and path.is_file():
         if thumbnail:
             path = thumbnail_of(path, workspace.cache_dir)
         return FileResponse(path, media_type=IMAGE_TYPES[path.suffix.lower()], headers=HEADERS)

@@ -19,7 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from security.environment import closed_environment
 from security.errors import SafelightError
+from security.hosts import check_host_name
 from security.login import Credentials, generate_password, read_password_file
+from security.output import show_to_owner
+from security.policy import SHARE_HOURS
+from security.privileges import refuse_root_sharing, root_warning
+from security.sharing import Sharing, check_share_hours
 from trainer.jobs import Jobs
 from trainer.logs import configure_logging
 from trainer.workspace import Workspace
@@ -27,6 +32,7 @@ from trainer.workspace import Workspace
 if TYPE_CHECKING:
     from gradio import Blocks
 
+    from ui.entrance import Entrance
     from ui.services import Services
 
 logger = logging.getLogger("safelight.server")
@@ -50,6 +56,9 @@ class ServeOptions:
     workspace: Path | None = None
     open_browser: bool = True
     password_file: Path | None = None
+    host_names: tuple[str, ...] = ()
+    share_hours: float = SHARE_HOURS
+    allow_root: bool = False
 
     @property
     def host(self) -> str:
@@ -62,6 +71,7 @@ def serve(options: ServeOptions) -> int:
     _on_signals(ended)
     try:
         workspace = Workspace.open(options.workspace)
+        refuse_root_sharing(share=options.share, allow_root=options.allow_root)
         password, credentials = _credentials(options)
         port = _free_port(options)
     except SafelightError as error:
@@ -73,10 +83,13 @@ def serve(options: ServeOptions) -> int:
     empty.mkdir(exist_ok=True)
     os.chdir(empty)  # gradio serves files of the current folder that a handler happens to name
     jobs = Jobs(workspace)
-    page, shared_url = _launch(options, port, credentials, _services(options, workspace, jobs))
-    _tell(options, f"http://127.0.0.1:{port}", shared_url, password, credentials)
+    entrance = _entrance(options, port, credentials) if credentials else None
+    services = _services(options, workspace, jobs, entrance)
+    page = _launch(options, port, services)
+    _tell(options, f"http://127.0.0.1:{port}", password, entrance)
     while not ended.wait(0.5):
-        pass
+        if entrance is not None:
+            entrance.tick()
     return _close(page, jobs)
 
 
@@ -91,8 +104,11 @@ def _on_signals(ended: threading.Event) -> None:
 
 
 def _credentials(options: ServeOptions) -> tuple[str, Credentials | None]:
-    """The password of a page that others can reach. Raises RefusedConfig for a password file that is no good."""
-    if not (options.listen or options.share or options.password_file):
+    """The password of a page that others can reach. Raises RefusedConfig for options that are no good."""
+    for name in options.host_names:
+        check_host_name(name)
+    check_share_hours(options.share_hours)
+    if not (options.listen or options.share or options.host_names or options.password_file):
         return "", None
     password = read_password_file(options.password_file.expanduser()) if options.password_file else generate_password()
     return password, Credentials(password)
@@ -114,22 +130,36 @@ def _free_port(options: ServeOptions) -> int:
         return port
 
 
-def _services(options: ServeOptions, workspace: Workspace, jobs: Jobs) -> Services:
+def _entrance(options: ServeOptions, port: int, credentials: Credentials) -> Entrance:
+    from ui.entrance import Entrance, Reach
+
+    return Entrance(
+        credentials,
+        Reach(port, options.listen, options.host_names),
+        tell=_say,
+        sharing=Sharing(options.share_hours) if options.share else None,
+        password_is_chosen=options.password_file is not None,
+    )
+
+
+def _services(options: ServeOptions, workspace: Workspace, jobs: Jobs, entrance: Entrance | None) -> Services:
+    from security.net import Network
+    from security.tokens import TokenStore
     from ui.machine import Machine
     from ui.services import IMPORT_FOLDER, Access, Library, Services
 
-    access = Access(listen=options.listen, share=options.share)
+    access = Access(options.listen, options.share, options.host_names, entrance)
     if access.open_to_others:
         (workspace.path / IMPORT_FOLDER).mkdir(exist_ok=True)
-    return Services(workspace, jobs, Machine(workspace.path), access, Library(workspace))
+    machine, library = Machine(workspace.path), Library(workspace)
+    return Services(workspace, jobs, machine, access, library, TokenStore(), Network())
 
 
-def _launch(
-    options: ServeOptions, port: int, credentials: Credentials | None, services: Services
-) -> tuple[Blocks, str]:
-    """Builds and starts the page. Returns it and its share link, if there is one."""
+def _launch(options: ServeOptions, port: int, services: Services) -> Blocks:
+    """Builds and starts the page, and opens its share link if there is to be one."""
     from starlette.middleware import Middleware
 
+    from security.patience import limit_connections
     from security.web import Door, DoorSettings
     from ui.app import build_app
     from ui.downloads import routes
@@ -137,10 +167,12 @@ def _launch(
     from ui.views import FILES_PREFIX
     from ui.widgets import ASSETS_DIR, page_head
 
+    entrance = services.access.entrance
     door = DoorSettings(
-        credentials=credentials,
+        credentials=entrance.credentials if entrance else None,
         listens=options.listen,
-        shared=options.share,
+        sharing=entrance.sharing if entrance else None,
+        host_names=options.host_names,
         file_prefixes=(f"/{FILES_PREFIX}/",),
     )
     app_kwargs: dict[str, Any] = {
@@ -177,23 +209,36 @@ def _launch(
         theme=theme(),
         head=page_head(),
     )
-    return page, shared_url or ""
+    limit_connections(page.server.config)
+    if entrance is not None and shared_url:
+        entrance.begin_sharing(shared_url, lambda: _close_tunnel(port))
+    return page
 
 
-def _tell(options: ServeOptions, here: str, shared_url: str, password: str, credentials: Credentials | None) -> None:
-    """Says on the terminal, and nowhere else, where the page is and how to get in."""
-    address = credentials.key_link(here) if credentials else here
-    print(f"Safelight is ready: {address}", flush=True)
-    if credentials is not None:
-        if options.listen:
-            print("From other machines the same, with the address of this machine instead of 127.0.0.1.")
-        if shared_url:
-            print(f"Shared for some hours at: {credentials.key_link(shared_url)}")
-        elif options.share:
-            print("The share link could not be made (no network?); the page is served without it.")
-        if options.password_file is None:
-            print(f"Password: {password}")
-        print("Anyone with a link or the password controls Safelight on this machine. Ctrl-C ends it.", flush=True)
+def _close_tunnel(port: int) -> None:
+    """Ends the program that connects Gradio's share server with the page; the page itself goes on."""
+    from gradio.tunneling import CURRENT_TUNNELS
+
+    for tunnel in CURRENT_TUNNELS:
+        if tunnel.local_port == port:
+            tunnel.kill()
+
+
+def _say(text: str) -> None:
+    """Writes to the terminal, and nowhere else: here alone the key and the password are shown."""
+    show_to_owner(text)
+
+
+def _tell(options: ServeOptions, here: str, password: str, entrance: Entrance | None) -> None:
+    """Says on the terminal where the page is and how to get in."""
+    _say(f"Safelight is ready: {entrance.credentials.key_link(here) if entrance else here}")
+    if entrance is not None:
+        if options.share and not (entrance.sharing and entrance.sharing.url):
+            _say("The share link could not be made (no network?); the page is served without it.")
+        entrance.announce("" if options.password_file else password)
+        _say("Anyone with a link or the password controls Safelight on this machine. Ctrl-C ends it.")
+    if warning := root_warning():
+        _say(f"Note: {warning}")
     if options.open_browser:
         # without the key: other users of this machine can read a browser's command line. It may take its time to start.
         threading.Thread(target=webbrowser.open, args=(here,), daemon=True).start()

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from security.errors import RefusedPath
+from security.net import Network
+from security.tokens import TokenStore
 from trainer.config.schema import TrainConfig
 from trainer.dataset.scan import list_datasets
 from trainer.jobs import Jobs
 from trainer.models.library import ModelInfo, list_models
 from trainer.workspace import Workspace
+from ui.entrance import Entrance
 from ui.machine import Machine
 
 IMPORT_FOLDER = "import"
@@ -21,14 +24,17 @@ REMEMBER_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class Access:
-    """Who can reach the page: only this machine, everybody in the network (`listen`), or everybody with the link (`share`)."""
+    """Who can reach the page: only this machine, everybody in the network (`listen`), everybody with the link (`share`),
+    or who comes through a proxy by another name. `entrance` is there if the page asks for a password."""
 
     listen: bool = False
     share: bool = False
+    host_names: tuple[str, ...] = ()
+    entrance: Entrance | None = None
 
     @property
     def open_to_others(self) -> bool:
-        return self.listen or self.share
+        return self.listen or self.share or bool(self.host_names)
 
 
 class Library:
@@ -59,6 +65,8 @@ class Services:
     machine: Machine
     access: Access
     library: Library
+    tokens: TokenStore
+    network: Network
 
     def import_roots(self) -> list[Path] | None:
         """Where typed paths may lead: anywhere for the person at this machine, `import` in the workspace for all others."""

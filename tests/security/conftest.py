@@ -10,10 +10,12 @@ import pytest
 from PIL import Image
 
 from security.login import Credentials
+from security.sharing import Sharing
 from security.web import DoorSettings
 from tests.security.page_server import Page, served_page
 
 PASSWORD = "correct horse battery"
+SHARE_HOST = "abcdef0123456789ab.gradio.live"
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +52,10 @@ def credentials() -> Credentials:
 @pytest.fixture(scope="module")
 def guarded_page(picture: Path, credentials: Credentials) -> Iterator[Page]:
     """The page as it is with --listen and --share: with a password."""
+    sharing = Sharing(12)
+    sharing.begin(f"https://{SHARE_HOST}")
     settings = DoorSettings(
-        credentials=credentials, listens=True, shared=True, host_names=("lab.example",), file_prefixes=("/files/",)
+        credentials=credentials, listens=True, sharing=sharing, host_names=("lab.example",), file_prefixes=("/files/",)
     )
     with served_page(settings, picture) as page:
         yield page

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import gradio as gr
 import httpx
@@ -16,18 +17,24 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from security.web import Door, DoorSettings
+from security.web import Door, DoorSettings, current_login
 
 
 @dataclass(frozen=True)
 class Page:
-    """A running page. `seen_headers` are those of the last request that got through to its own route /files/seen."""
+    """A running page. `seen_headers` are those of the last request that got through to its own route /files/seen.
+
+    `shown_file` is a picture that Gradio would serve to everybody, `functions` are the numbers of its handlers by name,
+    `asking_component` has the function `whose`, which tells the login that asks.
+    """
 
     address: str
     port: int
     app: Any
     seen_headers: dict[str, str]
     shown_file: str
+    functions: dict[str, int]
+    asking_component: int
 
     def client(self, **options: Any) -> httpx.Client:
         """An HTTP client as a browser's user would have: with a cookie jar, without following redirects."""
@@ -39,6 +46,11 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+def whose(_argument: Any = None) -> dict[str, str]:
+    """What a function of the page sees of the login that calls it."""
+    return {"login": current_login()}
 
 
 @contextlib.contextmanager
@@ -61,7 +73,15 @@ def served_page(settings: DoorSettings, picture: Path) -> Iterator[Page]:
         queued = gr.Button("Go queued")
         queued.click(lambda value: value + "!", text, upper, api_visibility="private")
         image = gr.Image(value=str(picture), label="Picture", interactive=False)
-        gr.File(label="File", type="filepath")
+        file = gr.File(label="File", type="filepath")
+        reads = gr.Button("Read")
+        reads.click(lambda path: Path(path).read_text(), file, upper, api_visibility="private")
+        slow = gr.Button("Wait")
+        slow.click(lambda value: time.sleep(1.0) or value, text, upper, api_visibility="private")
+        asking = gr.HTML(server_functions=[whose])
+    targets = {"upper": button, "queued": queued, "reads": reads, "slow": slow}
+    events = {event.targets[0][0]: number for number, event in blocks.fns.items()}
+    functions = {name: events[target._id] for name, target in targets.items()}
     port = free_port()
     app, _, _ = blocks.queue(api_open=False).launch(
         server_name="127.0.0.1", server_port=port, share=False, prevent_thread_lock=True, quiet=True, show_error=False,
@@ -73,6 +93,32 @@ def served_page(settings: DoorSettings, picture: Path) -> Iterator[Page]:
         },
     )  # fmt: skip
     try:
-        yield Page(f"http://127.0.0.1:{port}", port, app, seen, image.value["path"])
+        yield Page(f"http://127.0.0.1:{port}", port, app, seen, image.value["path"], functions, asking._id)
     finally:
         blocks.close(verbose=False)
+
+
+class Served(Protocol):
+    """Anything that listens on a port of loopback."""
+
+    @property
+    def port(self) -> int: ...
+
+
+def raw_request(
+    page: Served, method: str, target: str, headers: dict[str, str] | list[tuple[str, str]], body: bytes = b""
+) -> tuple[int, bytes]:
+    """Sends a request exactly as written, past the corrections of HTTP libraries. Returns status and answer."""
+    pairs = headers.items() if isinstance(headers, dict) else headers
+    lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in pairs), "Connection: close"]
+    with socket.create_connection(("127.0.0.1", page.port), timeout=20) as connection:
+        connection.sendall("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
+        answer = b""
+        while chunk := connection.recv(65536):
+            answer += chunk
+    return int(answer.split(b" ", 2)[1]), answer
+
+
+def log_in(client: httpx.Client, password: str) -> httpx.Response:
+    """Types a password into the login form."""
+    return client.post("/login", data={"password": password})

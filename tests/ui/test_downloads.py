@@ -56,6 +56,7 @@ def test_pictures_of_a_dataset_are_found_by_its_name(client: TestClient, service
     "path",
     [
         "runs/old/events.jsonl",
+        "datasets/ink/no-such-picture.png",
         "runs/old/run.lock",
         "runs/old/.hidden.png",
         "runs/old/../secret.toml",
