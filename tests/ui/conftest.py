@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from security.net import Network
+from security.tokens import TokenStore
 from trainer.jobs import Jobs
 from trainer.workspace import Workspace
 from ui.machine import Machine
@@ -16,7 +18,9 @@ from ui.services import Access, Library, Services
 def make_services(folder: Path, access: Access | None = None) -> Services:
     """Services of a fresh workspace."""
     workspace = Workspace.open(folder / "workspace")
-    return Services(workspace, Jobs(workspace), Machine(workspace.path), access or Access(), Library(workspace))
+    machine, library = Machine(workspace.path), Library(workspace)
+    tokens = TokenStore(environment={"HF_HOME": str(folder)}, env_file=folder / ".env", find_keyring=lambda: None)
+    return Services(workspace, Jobs(workspace), machine, access or Access(), library, tokens, Network())
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import gradio as gr
 
 from ui.machine import machine_line
 from ui.services import Services
+from ui.tabs.tokens import tokens_tab
 from ui.widgets import drawn_view
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "gradio")
@@ -28,7 +29,9 @@ def settings_tab(services: Services) -> gr.HTML:
             "versions": [["Python", platform.python_version()], *([name, _version(name)] for name in PACKAGES)],
         }
 
-    return drawn_view("settings", functions=[settings_state])
+    view = drawn_view("settings", functions=[settings_state])
+    tokens_tab(services)
+    return view
 
 
 def _access_text(services: Services) -> str:
