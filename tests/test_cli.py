@@ -27,7 +27,7 @@ from trainer.runs import Progress, RunFolder, RunState
 from trainer.workspace import REPOSITORY_DIR, Workspace
 from ui import cli, cli_doctor, cli_run
 
-COMMANDS = ("demo", "train", "resume", "runs", "models", "doctor", "test")
+COMMANDS = ("demo", "train", "resume", "runs", "models", "tokens", "doctor", "test")
 
 
 @pytest.fixture
