@@ -135,6 +135,25 @@ def test_a_folder_swapped_for_a_link_leads_no_write_outside(
 
 
 @posix_only
+def test_deleting_stays_in_the_folder_that_was_opened(
+    root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here the swap comes even later: after the folder was opened, before anything in it is deleted."""
+    for folder in (root.path / "sub" / "tree", tmp_path / "outside" / "tree"):
+        folder.mkdir(parents=True)
+        (folder / "kept.txt").write_text("kept")
+
+    def swap(target: Path, folder: int) -> None:
+        (root.path / "sub").rename(tmp_path / "moved")
+        (root.path / "sub").symlink_to(tmp_path / "outside")
+
+    monkeypatch.setattr(roots, "_refuse_other_disks", swap)
+    root.remove_tree(root.path / "sub" / "tree")
+    assert (tmp_path / "outside" / "tree" / "kept.txt").exists()
+    assert not (tmp_path / "moved" / "tree").exists()
+
+
+@posix_only
 def test_a_link_swapped_in_for_the_file_itself_is_replaced_not_followed(
     root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -183,5 +183,5 @@ def test_an_unchanged_file_is_read_once(made: Path, tmp_path: Path, monkeypatch:
     assert fingerprint(path, cache) == expected and read == []
     (cache / FINGERPRINTS_FILE).write_text("not JSON")
     assert fingerprint(path, cache) == expected and read == [path]
-    path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
+    path.write_bytes(path.read_bytes()[:-1] + b"\x3c")
     assert fingerprint(path, cache) != expected and read == [path, path]
