@@ -86,6 +86,12 @@ class Watch:
             self._window_bytes += count
             self._window_seconds += seconds
 
+    def ended(self) -> None:
+        """The other side hung up. http.client would take a head that was cut off for a whole one."""
+        if self._window_bytes is None:
+            self.fault = Interrupted("The connection ended before the answer was there.")
+            raise _Ended(str(self.fault))
+
     def seconds_left(self) -> float:
         """Until the step must be over; 0 or less once it should have been."""
         return self._deadline - time.monotonic()
@@ -163,6 +169,8 @@ class Channel:
             except TimeoutError:
                 continue
             self.watch.received(count, time.monotonic() - start)
+            if count == 0:
+                self.watch.ended()
             return count
 
     def close(self) -> None:

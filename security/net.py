@@ -44,6 +44,9 @@ class Response:
         self.status = answer.status
         self.headers = answer.headers
         self.url = url
+        if answer.headers.defects or any(re.search(r"[\r\n]", value) for value in answer.headers.values()):
+            # The parser drops what follows a line that is no header, and joins lines that start with a space.
+            raise FailedDownload(f"{url.host} sent malformed headers, so its answer cannot be trusted.")
         self.length = _announced_length(answer.headers, url.host)
         self._answer = answer
         self._channel = channel
