@@ -184,6 +184,26 @@ def _tokens_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--check", action="store_true", help="ask each hub whose token it is and what it may do")
 
 
+def _verify_arguments(parser: argparse.ArgumentParser) -> None:
+    _list_arguments(parser)
+    parser.add_argument("names", nargs="*", metavar="FILE|MODEL", help="LoRA files and models (default: all models)")
+    parser.add_argument(
+        "--public-key", type=Path, metavar="KEY", help="check the signature beside the file with this key"
+    )
+
+
+def _sign_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help="the finished LoRA")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--key", type=Path, metavar="KEY", help="sign with this private key; no connection is made")
+    what.add_argument("--new-key", type=Path, metavar="KEY", help="make a key: KEY for yourself, KEY.pub to give away")
+    parser.add_argument("--passphrase-file", type=Path, metavar="FILE", help="file with the passphrase of the key")
+
+
+def _sbom_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write it there instead of printing it")
+
+
 def _test_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("arguments", nargs="*", metavar="PYTEST_ARGUMENT", help="handed to pytest as they are")
 
@@ -291,6 +311,33 @@ def show_tokens(options: argparse.Namespace) -> int:
     return list_tokens(TokenStore(), Network() if options.check else None, as_json=options.json)
 
 
+def run_verify(options: argparse.Namespace) -> int:
+    """Checks whether models of the library and finished LoRAs are still what they were, and their signatures."""
+    from ui.cli_integrity import verify
+
+    return verify(open_workspace(options), options.names, options.public_key, as_json=options.json)
+
+
+def run_sign(options: argparse.Namespace) -> int:
+    """Signs a finished LoRA with a key of yours, so that others can check that it comes from you."""
+    from ui.cli_integrity import new_key, sign
+
+    if options.new_key is not None:
+        if options.file is not None:
+            raise SafelightError("--new-key makes a key and signs nothing. Sign afterwards: sign FILE --key KEY.")
+        return new_key(options.new_key, options.passphrase_file)
+    if options.file is None:
+        raise SafelightError("Name the file to sign: sign FILE --key KEY.")
+    return sign(options.file, options.key, options.passphrase_file)
+
+
+def show_sbom(options: argparse.Namespace) -> int:
+    """Lists every installed package with version, licence and hashes as a CycloneDX bill of materials."""
+    from ui.cli_integrity import sbom
+
+    return sbom(options.out)
+
+
 def run_tests(arguments: Sequence[str]) -> int:
     """Runs the test suite with pytest, which takes all further arguments."""
     import pytest
@@ -306,6 +353,9 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[..
     "runs": (_list_arguments, show_runs),
     "models": (_list_arguments, show_models),
     "tokens": (_tokens_arguments, show_tokens),
+    "verify": (_verify_arguments, run_verify),
+    "sign": (_sign_arguments, run_sign),
+    "sbom": (_sbom_arguments, show_sbom),
     "doctor": (_list_arguments, show_doctor),
     "test": (_test_arguments, run_tests),
 }
