@@ -42,6 +42,11 @@ class Workspace:
         return self.path / "models"
 
     @property
+    def downloads_dir(self) -> Path:
+        """What is being fetched, before it is checked. Beside the models, so that a finished one is only renamed."""
+        return self.path / "downloads"
+
+    @property
     def datasets_dir(self) -> Path:
         return self.path / "datasets"
 
@@ -52,6 +57,27 @@ class Workspace:
     @property
     def cache_dir(self) -> Path:
         return self.path / "cache"
+
+    @property
+    def latents_cache_dir(self) -> Path:
+        return self.cache_dir / "latents"
+
+    @property
+    def text_cache_dir(self) -> Path:
+        return self.cache_dir / "text"
+
+    @property
+    def models_cache_dir(self) -> Path:
+        return self.cache_dir / "models"
+
+    @property
+    def compiled_cache_dir(self) -> Path:
+        return self.cache_dir / "compiled"
+
+    @property
+    def run_caches(self) -> tuple[Path, ...]:
+        """What runs write of the cache. The rest is not theirs: uploads of the page's visitors, hashes of checked models."""
+        return (self.latents_cache_dir, self.text_cache_dir)
 
     @property
     def logs_dir(self) -> Path:

@@ -33,7 +33,8 @@ def safetensors_bytes(tensors: dict[str, tuple[int, ...]], *, filler: int = 0, s
         start = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    pattern = hashlib.sha256(seed.to_bytes(4, "little")).digest()
+    digest = hashlib.sha256(seed.to_bytes(4, "little")).digest()
+    pattern = bytes(byte & 0x3F for byte in digest)  # as F16: numbers, never infinity
     return len(text).to_bytes(8, "little") + text + (pattern * (start // len(pattern) + 1))[:start]
 
 

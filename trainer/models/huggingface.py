@@ -112,6 +112,8 @@ def _files(info: Mapping[str, Any]) -> Iterator[RepoFile]:
         if not isinstance(sibling, Mapping) or not isinstance(sibling.get("rfilename"), str):
             continue
         path, lfs = sibling["rfilename"], sibling.get("lfs")
+        if "\\" in path or any(part in ("", ".", "..") for part in path.split("/")):
+            continue  # no path that git could hold
         lfs = lfs if isinstance(lfs, Mapping) else {}
         sha256, size = str(lfs.get("sha256", "")).lower(), lfs.get("size", sibling.get("size"))
         git_sha1 = str(sibling.get("blobId", "")).lower()

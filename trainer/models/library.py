@@ -5,37 +5,49 @@ from __future__ import annotations
 import difflib
 import shutil
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from security.errors import RefusedName, SafelightError
 from security.names import safe_name, sanitized_name
-from security.roots import resolve_user_path
+from security.roots import Root, resolve_user_path
 from trainer.demo import BASE_DIR
 from trainer.families import FAMILIES
 from trainer.models.detect import detect
 from trainer.models.files import (
+    SHOWN_SUFFIXES,
     SIDECAR_SUFFIX,
     TOKENIZER_FOLDERS,
     VOCABULARY_FILES,
     ModelFiles,
     fingerprint,
+    library_entries,
+    library_path,
     model_parts,
     size_in_bytes,
+    weights_in,
+)
+from trainer.models.provenance import (
+    Integrity,
+    Provenance,
+    forget_provenance,
+    integrity,
+    read_provenance,
+    record_provenance,
+    verify_model,
 )
 from trainer.workspace import Workspace
 
 DEMO_NAME = "demo"
 """Name of the embedded model."""
-_WEIGHT_SUFFIX = ".safetensors"
-_SHOWN_SUFFIXES = (_WEIGHT_SUFFIX, ".ckpt", ".pt", ".pth", ".gguf")
-"""Files that look like a model to a person; those that can't be used are shown with the reason."""
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """One model in the library. `problem` says why it can't be used; the family is empty then."""
+    """One model in the library. `problem` says why it can't be used; the family is empty then.
+
+    `source` says where it came from, `integrity` whether its files are still those that came.
+    """
 
     name: str
     path: Path
@@ -45,36 +57,29 @@ class ModelInfo:
     prediction_type: str
     builtin: bool
     problem: str = ""
+    source: str = ""
+    integrity: Integrity = Integrity.UNRECORDED
 
 
 def list_models(workspace: Workspace) -> list[ModelInfo]:
     """The embedded model, then those in the workspace by name, unusable ones included."""
     entries = [(DEMO_NAME, BASE_DIR, True)] if BASE_DIR.is_dir() else []
-    entries += [(name, path, False) for name, path in _entries(workspace.models_dir)]
-    return [_info(name, path, builtin) for name, path, builtin in entries]
+    entries += [(name, path, False) for name, path in library_entries(workspace.models_dir)]
+    return [_info(workspace, name, path, builtin) for name, path, builtin in entries]
 
 
 def find_model(workspace: Workspace, base: str) -> ModelFiles:
     """The model of that name in the library, or at that path, checked and recognised.
 
     Hashes the files (once; unchanged ones are remembered), which takes seconds for gigabytes. Raises SafelightError: no
-    such model, near names included, or why it can't be used.
+    such model, near names included, why it can't be used, or that it is no longer what was downloaded or imported.
     """
-    named = dict(_entries(workspace.models_dir)) | ({DEMO_NAME: BASE_DIR} if BASE_DIR.is_dir() else {})
-    if base in named:
-        name, path = base, named[base]
-    elif _looks_like_a_path(base):
-        path = resolve_user_path(base, None)
-        path = _weights_in(path) or path
-        name = path.stem if path.is_file() else path.name
-    else:
-        near = difflib.get_close_matches(base, named, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise SafelightError(
-            f"There is no model {base!r} in the library.{hint} It has: {', '.join(named) or 'nothing yet'}. "
-            "Import the model on the Models page, or give the whole path of its file or folder."
-        )
+    name, path = locate_model(workspace, base)
     found = detect(path)
+    if path.is_relative_to(workspace.models_dir):  # by its name or by its path
+        top = workspace.models_dir / path.relative_to(workspace.models_dir).parts[0]
+        if faults := verify_model(workspace, top.name if top.is_dir() else top.stem):
+            raise SafelightError("\n".join(faults))
     return ModelFiles(
         name=name,
         path=path,
@@ -83,8 +88,34 @@ def find_model(workspace: Workspace, base: str) -> ModelFiles:
         prediction_type=found.prediction_type,
         zero_terminal_snr=found.zero_terminal_snr,
         num_bytes=size_in_bytes(path),
-        fingerprint=fingerprint(path, workspace.cache_dir),
+        fingerprint=fingerprint(path, workspace.models_cache_dir),
     )
+
+
+def locate_model(workspace: Workspace, base: str) -> tuple[str, Path]:
+    """Name and path of that model; nothing of it is opened. Raises SafelightError when there is none."""
+    in_library = BASE_DIR if base == DEMO_NAME and BASE_DIR.is_dir() else library_path(workspace.models_dir, base)
+    if in_library is not None:
+        name, path = base, in_library
+    elif _looks_like_a_path(base):
+        path = resolve_user_path(base, None)
+        path = weights_in(path) or path
+        name = path.stem if path.is_file() else path.name
+    else:
+        names = [DEMO_NAME] if BASE_DIR.is_dir() else []
+        names += [name for name, _ in library_entries(workspace.models_dir)]
+        near = difflib.get_close_matches(base, names, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise SafelightError(
+            f"There is no model {base!r} in the library.{hint} It has: {', '.join(names) or 'nothing yet'}. "
+            "Import the model on the Models page, or give the whole path of its file or folder."
+        )
+    return name, path
+
+
+def model_places(path: Path) -> list[Path]:
+    """Everything that loading this model reads: a folder, or a single file and what lies beside it for it."""
+    return [path] if path.is_dir() else [path, *_extras(path)]
 
 
 def import_model(workspace: Workspace, source: Path, name: str | None = None) -> ModelInfo:
@@ -93,11 +124,11 @@ def import_model(workspace: Workspace, source: Path, name: str | None = None) ->
     Raises RefusedFile or UnsupportedModel for what can't be trained, RefusedName for a name that is taken or not
     possible, SafelightError when the disk is too full.
     """
-    source = _weights_in(source) or source
+    source = weights_in(source) or source
     found = detect(source)
     own = source.stem if source.is_file() else source.name
     chosen = safe_name(name, "model name") if name else sanitized_name(own, "model")
-    if chosen == DEMO_NAME or chosen in dict(_entries(workspace.models_dir)):
+    if chosen == DEMO_NAME or chosen in dict(library_entries(workspace.models_dir)):
         raise RefusedName(f"There is a model named {chosen} already. Choose another name.")
     _check_space(source, workspace.models_dir)
     # The leading dot hides a half-copied model from the library.
@@ -122,39 +153,49 @@ def import_model(workspace: Workspace, source: Path, name: str | None = None) ->
         copied.rename(target)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    return _info(chosen, _weights_in(target) or target, False)
+    try:
+        came = Provenance(source=f"imported from {source.name}", checked="as it was imported")
+        record_provenance(workspace, chosen, came)
+    except SafelightError:
+        remove_model(workspace, chosen)
+        raise
+    return _info(workspace, chosen, weights_in(target) or target, False)
 
 
-def _entries(models_dir: Path) -> Iterator[tuple[str, Path]]:
-    """Names and paths of what lies in the library's folder: diffusers folders, files, folders with one file."""
-    seen: set[str] = set()
-    for path in sorted(models_dir.iterdir() if models_dir.is_dir() else (), key=lambda one: one.name.lower()):
-        if path.name.startswith(".") or not (path.is_dir() or path.suffix.lower() in _SHOWN_SUFFIXES):
-            continue
-        name = path.name if path.is_dir() or path.stem in seen else path.stem
-        seen.add(name)
-        yield name, _weights_in(path) or path
+def remove_model(workspace: Workspace, name: str) -> None:
+    """Takes a model out of the library, with what lies beside it and its record. Raises SafelightError: not there."""
+    path = library_path(workspace.models_dir, name)
+    if path is None:
+        raise SafelightError(f"{name} is not a model of the library, so it can't be removed.")
+    root = Root(workspace.models_dir)
+    top = workspace.models_dir / path.relative_to(workspace.models_dir).parts[0]
+    sidecar = top.with_name(top.stem + SIDECAR_SUFFIX)
+    if top.is_file() and sidecar.is_file():
+        root.remove_tree(sidecar)
+    root.remove_tree(top)
+    forget_provenance(workspace, name)
 
 
-def _weights_in(path: Path) -> Path | None:
-    """The one .safetensors file of a folder that is no diffusers folder: a single file with what it needs beside it."""
-    if not path.is_dir() or (path / "model_index.json").exists():
-        return None
-    files = list(path.glob(f"*{_WEIGHT_SUFFIX}"))
-    return files[0] if len(files) == 1 else None
-
-
-def _info(name: str, path: Path, builtin: bool) -> ModelInfo:
+def _info(workspace: Workspace, name: str, path: Path, builtin: bool) -> ModelInfo:
+    size = size_in_bytes(path)
+    source, state = "part of Safelight" if builtin else "", Integrity.UNRECORDED
+    problem = ""
+    if not builtin:
+        try:
+            recorded = read_provenance(workspace, name)
+            source, state = recorded.source if recorded else "", integrity(workspace, name)
+        except SafelightError as error:
+            problem = str(error)
     try:
         found = detect(path)
     except SafelightError as error:
-        return ModelInfo(name, path, "", "", size_in_bytes(path), "", builtin, problem=str(error))
-    label = FAMILIES[found.family].label
-    return ModelInfo(name, path, found.family, label, size_in_bytes(path), found.prediction_type, builtin)
+        return ModelInfo(name, path, "", "", size, "", builtin, str(error), source, state)
+    label, prediction = FAMILIES[found.family].label, found.prediction_type
+    return ModelInfo(name, path, found.family, label, size, prediction, builtin, problem, source, state)
 
 
 def _looks_like_a_path(base: str) -> bool:
-    return any(mark in base for mark in ("/", "\\", "~")) or base.lower().endswith(_SHOWN_SUFFIXES)
+    return any(mark in base for mark in ("/", "\\", "~")) or base.lower().endswith(SHOWN_SUFFIXES)
 
 
 def _extras(source: Path) -> list[Path]:

@@ -1,0 +1,194 @@
+"""One download from its plan to the library: fetch into quarantine, check, convert if asked, promote, record."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from security.errors import FailedDownload, Interrupted, RefusedFile, RefusedName, SafelightError
+from security.fetch import Fetched, Wanted, fetch, promote
+from security.net import Network
+from security.parts import sync_folder
+from security.policy import MAX_MODEL_JSON_BYTES, MAX_VOCABULARY_BYTES, Service
+from security.roots import Root
+from security.secrets import Secret
+from security.urls import SafeUrl
+from trainer.models.checks import check_quarantined
+from trainer.models.files import file_hashes, library_path, model_parts, remember_hashes
+from trainer.models.jobfiles import Job, Meter
+from trainer.models.plans import Plan, PlannedFile
+from trainer.models.provenance import Provenance, record_provenance
+from trainer.workspace import Workspace
+
+PARTS_FOLDER, MODEL_FOLDER = "parts", "model"
+
+
+def fetch_model(
+    workspace: Workspace,
+    network: Network,
+    token: Secret | None,
+    job: Job,
+    folder: Path,
+    meter: Meter,
+    cancelled: Callable[[], bool],
+) -> None:
+    """Fetches a model and puts it into the library, where it appears whole or not at all.
+
+    `folder` is the job's own, on the disk of the library. Raises SafelightError: what was refused or failed, why, and the
+    way out. What the checks refuse is deleted; what a broken connection left stays, so that it can go on.
+    """
+    (folder / PARTS_FOLDER).mkdir(mode=0o700, exist_ok=True)
+    shutil.rmtree(folder / MODEL_FOLDER, ignore_errors=True)  # of an attempt that ended while it was being put together
+    (folder / MODEL_FOLDER).mkdir(mode=0o700)
+    fetched: dict[str, Fetched] = {}
+    for file in job.plan.files:
+        fetched[file.path] = _fetch_one(network, token, job.plan, file, folder, meter, cancelled)
+        meter.file_is_done(fetched[file.path].size)
+    try:
+        meter.checks("Checking")
+        model = _put_together(job, folder / MODEL_FOLDER, fetched, meter)
+        check_quarantined(model)
+        _promote(workspace, job, model, fetched)
+    except SafelightError:
+        # refused for what is in it: nothing of it is kept, so that nothing can pick it up by accident
+        shutil.rmtree(folder / PARTS_FOLDER, ignore_errors=True)
+        shutil.rmtree(folder / MODEL_FOLDER, ignore_errors=True)
+        raise
+    shutil.rmtree(folder / PARTS_FOLDER, ignore_errors=True)
+    shutil.rmtree(folder / MODEL_FOLDER, ignore_errors=True)
+
+
+def _fetch_one(
+    network: Network,
+    token: Secret | None,
+    plan: Plan,
+    file: PlannedFile,
+    folder: Path,
+    meter: Meter,
+    cancelled: Callable[[], bool],
+) -> Fetched:
+    def locate() -> SafeUrl:
+        return file_url(network, plan, file)
+
+    small = MAX_VOCABULARY_BYTES if file.path.endswith((".json", ".txt")) else None
+    wanted = Wanted(file.path, file.size, file.sha256 or None, file.git_sha1 or None)
+    if small is not None:
+        limit = MAX_MODEL_JSON_BYTES if file.path.endswith("config.json") else small
+        wanted = Wanted(file.path, file.size, file.sha256 or None, file.git_sha1 or None, limit)
+    try:
+        return fetch(
+            network, locate, Root(folder / PARTS_FOLDER), wanted, token=token, progress=meter.tell, cancelled=cancelled
+        )
+    except Interrupted as error:
+        raise FailedDownload(f"{error} What has come is kept: press Continue, or run the same command again.") from None
+
+
+def file_url(network: Network, plan: Plan, file: PlannedFile) -> SafeUrl:
+    """Where the hub has a file. Asked anew for each attempt, because what it leads to expires."""
+    if plan.service is Service.HUGGING_FACE:
+        return network.url(plan.service, f"/{plan.repo}/resolve/{plan.revision}/{file.remote}")
+    return network.url(
+        plan.service, f"/api/download/models/{plan.version_id}", {"fileId": file.remote}, host=plan.host or None
+    )
+
+
+def _put_together(job: Job, folder: Path, fetched: dict[str, Fetched], meter: Meter) -> Path:
+    """Gives the files the names that they have in a model. Returns the model's file or folder.
+
+    They are second names of the files in quarantine, which stay there in case the program ends before the end.
+    """
+    if job.plan.layout == "file":
+        ((path, one),) = fetched.items()
+        suffix = Path(path).suffix.lower()
+        if job.plan.needs_convert:
+            return _converted(one, folder, suffix, job.name, meter)
+        model = folder / f"{job.name}{suffix}"
+        _name_also(one.path, model)
+        return model
+    model = folder / job.name
+    for path, one in fetched.items():
+        target = Root(folder).child(job.name, *path.split("/"))
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _name_also(one.path, target)
+    return model
+
+
+def _converted(fetched: Fetched, folder: Path, suffix: str, name: str, meter: Meter) -> Path:
+    from security.convert import convert_checkpoint  # needed for old files only
+
+    meter.checks("Converting in a sandbox")
+    risky = folder / f"{name}{suffix}"
+    _name_also(fetched.path, risky)
+    model = folder / f"{name}.safetensors"
+    convert_checkpoint(risky, model)
+    risky.unlink()
+    meter.checks("Checking")
+    return model
+
+
+def _name_also(file: Path, name: Path) -> None:
+    try:
+        os.link(file, name, follow_symlinks=False)
+    except OSError:  # a disk without second names, such as exFAT
+        file.replace(name)
+
+
+def _promote(workspace: Workspace, job: Job, model: Path, fetched: dict[str, Fetched]) -> None:
+    """Moves a checked model into the library and writes its record. Never replaces anything there."""
+    if library_path(workspace.models_dir, job.name) is not None:
+        raise RefusedName(f"There is a model named {job.name} by now. Remove it, or fetch this one under another name.")
+    for part in [model, *model.rglob("*")] if model.is_dir() else [model]:
+        part.chmod(stat.S_IRUSR | stat.S_IWUSR | (stat.S_IXUSR if part.is_dir() else 0))
+    target = workspace.models_dir / model.name
+    host = next(iter(fetched.values())).host
+    if model.is_dir():
+        _refuse_changed(workspace, model, fetched)
+        model.rename(target)
+        sync_folder(workspace.models_dir)
+        hashes = {target / path: one.sha256 for path, one in fetched.items()}
+    else:
+        came = replace(next(iter(fetched.values())), path=model)
+        if job.plan.needs_convert:
+            ((_, sha256),) = file_hashes([model], workspace.models_cache_dir).items()
+            came = Fetched(model, model.stat().st_size, sha256, host, "")
+        promote(came, target)  # compares the content once more with what was checked
+        hashes = {target: came.sha256}
+    remember_hashes(hashes, workspace.models_cache_dir)
+    record_provenance(workspace, job.name, _record(job, host))
+
+
+def _refuse_changed(workspace: Workspace, model: Path, fetched: dict[str, Fetched]) -> None:
+    """What was checked is what goes in: nothing may have written to the files since they came."""
+    now = file_hashes([model / path for path in fetched], workspace.models_cache_dir, reread=True)
+    if now != {model / path: one.sha256 for path, one in fetched.items()} or set(now) != set(model_parts(model)):
+        raise RefusedFile(f"{model.name} changed in quarantine after it had come. It is deleted. Fetch it again.")
+
+
+def source_text(plan: Plan) -> str:
+    """Where a model comes from, in one line of its record."""
+    return f"{plan.service.value}: {plan.source}"
+
+
+def _record(job: Job, host: str) -> Provenance:
+    plan = job.plan
+    with_hash = sum(bool(file.sha256 or file.git_sha1) for file in plan.files)
+    checked = (
+        "every file compared with the hub's checksum"
+        if with_hash == len(plan.files)
+        else f"{with_hash} of {len(plan.files)} files compared with the hub's checksum; the others had none"
+    )
+    if plan.needs_convert:
+        sent = plan.files[0].sha256
+        checked = f"converted from {plan.files[0].remote}" + (f" with the SHA-256 {sent}" if sent else "")
+    return Provenance(
+        source=source_text(plan),
+        url=plan.page.partition("?")[0],
+        revision=plan.revision,
+        licence=plan.licence,
+        checked=f"{checked}; sent by {host}",
+        verdicts=plan.verdicts,
+    )
