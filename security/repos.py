@@ -55,13 +55,24 @@ COMPONENTS: dict[str, tuple[tuple[str, str], ...]] = {
 _MODEL_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2")
 
 _CODE_KEYS = frozenset(
-    ["auto_map", "custom_pipeline", "custom_pipelines", "trust_remote_code", "_ignore_files", "custom_objects"]
+    [
+        *("auto_map", "custom_pipeline", "custom_pipelines", "trust_remote_code", "_ignore_files", "custom_objects"),
+        *("auto_mapping", "quantization_config", "quantizer", "init_inputs"),
+    ]
 )
-"""Keys that make a library fetch or run code that the model brings."""
+"""Keys that make a library fetch or run code that the model brings, or import code that no model here needs."""
+_OTHER_FILE_KEYS = frozenset(["transformers_weights", "base_model_name_or_path", "gguf_file", "fast_tokenizer_files"])
+"""Keys that make a library load other files than those that were checked."""
+_FILE_NAME_KEYS = frozenset(["vocab_file", "merges_file", "tokenizer_file", "added_tokens_file"])
+"""Keys whose value transformers opens as it stands, wherever it leads."""
+_ADAPTER_FILE = "adapter_config.json"
+"""In the folder of a part, it makes transformers load an adapter that nobody chose, from where it says."""
+_IMPLEMENTATION_KEYS = ("attn_implementation", "experts_implementation")
 _ATTENTION = ("eager", "sdpa", "flash_attention_2")
-"""Attention code that is part of the libraries; other values name code on a hub."""
+"""Code that is part of the libraries; other values name code on a hub."""
 _VOCABULARY_FILES = ("vocab.json", "tokenizer.json", "added_tokens.json")
 """Large tables of words. Their keys are text, not settings."""
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*", re.ASCII)
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_][\w.-]*\.safetensors", re.ASCII)
 
 
@@ -145,6 +156,8 @@ def _missing(part: str, index: dict[str, Any], folder: Path) -> str:
 
 def _check_json_file(file: Path) -> None:
     """Checks one JSON file by its kind. Raises RefusedFile or RefusedConfig."""
+    if file.name == _ADAPTER_FILE:
+        raise RefusedFile(f"{file.parent.name}/{file.name} would load an adapter into the model. Take it out.")
     if file.name in _VOCABULARY_FILES:
         values = read_json(file, MAX_VOCABULARY_BYTES)
         values.pop("model", None)  # the word table inside tokenizer.json
@@ -176,13 +189,30 @@ def _check_shards(values: dict[str, Any], file: Path) -> None:
             raise RefusedFile(f"{file.name} names {name}, which is missing. Download the model again.")
 
 
+def read_settings(file: Path) -> dict[str, Any]:
+    """Reads a JSON file with settings for the classes of a model. Raises RefusedFile or RefusedConfig.
+
+    Nothing in it, at any depth, may make a library fetch or run foreign code or load other files.
+    """
+    values = read_json(file, MAX_MODEL_JSON_BYTES)
+    for key, value in _walk(values):
+        _check_key(key, value, file)
+    return values
+
+
 def _check_key(key: str, value: object, file: Path) -> None:
-    """Raises RefusedFile if a setting would make a library fetch or run foreign code."""
+    """Raises RefusedFile if a setting would make a library fetch or run foreign code, or open other files."""
+    if value is None or value in ("", [], {}):
+        return
     shown = f"{file.parent.name}/{file.name} has {key[:60]!r}: {str(value)[:60]!r}"
     if key in _CODE_KEYS:
         raise RefusedFile(f"{shown}, which makes a library run the model's code. Remove it if you trust the rest.")
-    if "attn_implementation" in key and value is not None and value not in _ATTENTION:
+    if key in _OTHER_FILE_KEYS or (key in _FILE_NAME_KEYS and not _FILE_NAME.fullmatch(str(value))):
+        raise RefusedFile(f"{shown}, which makes a library open other files. Remove it if you trust the rest.")
+    if any(name in key for name in _IMPLEMENTATION_KEYS) and value not in _ATTENTION:
         raise RefusedFile(f"{shown}; allowed are {', '.join(_ATTENTION)}.")
+    if key == "chat_template" and not isinstance(value, str):  # the names in a table become names of files
+        raise RefusedFile(f"{shown}, which names files to write. Remove it: these models have no chat.")
     # Convolution sizes ("conv_in_kernel": 3) are numbers; a text names compiled code to fetch.
     if "kernel" in key.lower() and isinstance(value, str | dict):
         raise RefusedFile(f"{shown}, which can name compiled code to fetch. Remove that line if you trust the rest.")

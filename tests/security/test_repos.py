@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from security.errors import RefusedFile
-from security.repos import COMPONENTS, PIPELINES, check_diffusers_folder
+from security.repos import COMPONENTS, PIPELINES, check_diffusers_folder, read_settings
 from tests.security.weight_files import write_one_tensor
 
 Change = Callable[[Path], None]
@@ -81,6 +81,32 @@ def test_a_sound_model_passes(tmp_path: Path, pipeline: str) -> None:
     check_diffusers_folder(make_model(tmp_path, pipeline))
 
 
+def test_settings_that_real_models_have_pass(tmp_path: Path) -> None:
+    """Keys as in the published files of Stable Diffusion 1.5 and SDXL, and empty ones."""
+    folder = make_model(tmp_path)
+    edit(
+        "tokenizer/tokenizer_config.json",
+        name_or_path="openai/clip-vit-large-patch14", special_tokens_map_file="/home/x/.cache/special_tokens_map.json",
+        vocab_file="vocab.json", tokenizer_file=None, init_inputs=[], chat_template="{{ x }}", auto_map=None,
+    )(folder)  # fmt: skip
+    edit("text_encoder/config.json", _name_or_path="/data/models/x", quantization_config=None, architectures=["A"])(
+        folder
+    )
+    edit("unet/config.json", _name_or_path="../other", _use_default_values=["a"], resnet_time_scale_shift="default")(
+        folder
+    )
+    check_diffusers_folder(folder)
+
+
+def test_settings_beside_a_single_file_pass_the_same_gate(tmp_path: Path) -> None:
+    path = tmp_path / "x.config.json"
+    write_json(path, {"unet": {"attention_head_dim": 4, "conv_in_kernel": 3}})
+    assert read_settings(path) == {"unet": {"attention_head_dim": 4, "conv_in_kernel": 3}}
+    write_json(path, {"text_encoder": {"_attn_implementation_internal": "someone/attn"}})
+    with pytest.raises(RefusedFile, match=r"x\.config\.json has '_attn_implementation_internal'.*allowed are eager"):
+        read_settings(path)
+
+
 def test_extra_weights_in_other_formats_are_left_alone(tmp_path: Path) -> None:
     make_model(tmp_path)
     (tmp_path / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x02")
@@ -124,6 +150,31 @@ UNSAFE: dict[str, tuple[Change, str]] = {
     ),
     "kernel from a hub": (edit("text_encoder/config.json", hub_kernel="someone/kernel"), "compiled code"),
     "kernel table": (edit("text_encoder/config.json", kernel_config={"rms": "x/y"}), "compiled code"),
+    "kernel list": (edit("text_encoder/config.json", use_kernels={"a": ["x/y"]}), "compiled code"),
+    "expert code from a hub": (edit("unet/config.json", _experts_implementation="someone/x"), "allowed are eager"),
+    "attention table": (edit("text_encoder/config.json", attn_implementation={"": "someone/x"}), "allowed are eager"),
+    "trust_remote_code": (edit("text_encoder/config.json", trust_remote_code=True), "run the model's code"),
+    "files to ignore": (edit("unet/config.json", _ignore_files=["modeling.py"]), "run the model's code"),
+    "quantizer": (edit("unet/config.json", quantization_config={"quant_method": "x"}), "run the model's code"),
+    "arguments of a tokenizer": (edit("tokenizer/tokenizer_config.json", init_inputs=["/etc/passwd"]), "model's code"),
+    "other weights": (edit("text_encoder/config.json", transformers_weights="../../x.safetensors"), "open other files"),
+    "weights of llama.cpp": (edit("text_encoder/config.json", gguf_file="x.gguf"), "open other files"),
+    "another base": (edit("unet/config.json", base_model_name_or_path="/home/x/other"), "open other files"),
+    "tokenizer elsewhere": (edit("tokenizer/tokenizer_config.json", vocab_file="/etc/passwd"), "open other files"),
+    "merges elsewhere": (edit("tokenizer/tokenizer_config.json", merges_file="..\\x.txt"), "open other files"),
+    "tokenizer file elsewhere": (
+        edit("tokenizer/tokenizer_config.json", tokenizer_file="../x.json"),
+        "open other files",
+    ),
+    "tokenizers by version": (
+        edit("tokenizer/tokenizer_config.json", fast_tokenizer_files=["tokenizer.4.0.json"]),
+        "open other files",
+    ),
+    "chat templates by name": (
+        edit("tokenizer/tokenizer_config.json", chat_template=[{"name": "../../x", "template": "y"}]),
+        "names files to write",
+    ),
+    "adapter": (write("text_encoder/adapter_config.json", '{"peft_type": "LORA"}'), "would load an adapter"),
     "class in a part's config": (edit("unet/config.json", _class_name="EvilModel"), "unsupported class 'EvilModel'"),
     "class list in a part's config": (edit("unet/config.json", _class_name=["a", "b"]), "unsupported class"),
     "duplicate key": (write("unet/config.json", '{"a": 1, "a": 2}'), "'a' twice"),

@@ -183,6 +183,9 @@ def test_heads_and_groups_that_no_shape_tells_come_from_the_sidecar(tmp_path: Pa
     sidecar.write_text(json.dumps({"transformer": {}}))
     with pytest.raises(UnusableModel, match=r"sets 'transformer'.*unet, vae, text_encoder, scheduler"):
         family.load(tiny.model_files(path, "sd15"), "cpu", torch.float32)
+    sidecar.write_text(json.dumps({"text_encoder": {"_attn_implementation": "someone/kernel"}}))
+    with pytest.raises(SafelightError, match=r"_attn_implementation.*someone/kernel.*allowed are eager"):
+        family.load(tiny.model_files(path, "sd15"), "cpu", torch.float32)
 
 
 def test_an_inpainting_model_is_refused(tmp_path: Path) -> None:

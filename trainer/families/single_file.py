@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from security.configs import read_json
+from security.repos import read_settings
 from trainer.families import shapes
 from trainer.families.base import Components, ModelFiles, UnusableModel
 from trainer.families.clip import CONTEXT_LENGTH
@@ -83,7 +84,7 @@ def part_configs(layout: Layout, tensor_shapes: shapes.Shapes, path: Path) -> di
     config["scheduler"] = read_json(CONFIGS_DIR / layout.config_name / "scheduler" / "scheduler_config.json")
     sidecar = path.with_name(path.stem + SIDECAR_SUFFIX)
     if sidecar.is_file():
-        for part, values in read_json(sidecar).items():
+        for part, values in read_settings(sidecar).items():
             if part not in config or not isinstance(values, dict):
                 raise UnusableModel(f"{sidecar.name} sets {part!r}. It may set values of: {', '.join(config)}.")
             config[part] |= values
