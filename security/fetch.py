@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from security.errors import FailedDownload, Interrupted
 from security.net import Network, Response, Retries
-from security.parts import Note, Part, hash_of, sync_folder
+from security.parts import NO_FOLLOW, Note, Part, hash_of, is_plain, sync_folder
 from security.policy import FREE_DISK_CHECK_BYTES, MAX_MODEL_BYTES, MIB
 from security.roots import Root
 from security.urls import SafeUrl
@@ -30,6 +30,9 @@ PROGRESS_SECONDS = 0.1
 _PROGRESS_BYTES = 1 * MIB
 """An attempt that brought this much does not count as failed."""
 _STRONG_ETAG = re.compile(r'"[\x21\x23-\x7e]+"')
+_CHANGED = "{} changed in quarantine after it was checked. Download it again."
+_NO_SECOND_NAMES = (errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK)
+"""What disks without hard links answer: exFAT, FAT, some network folders."""
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,15})-([0-9]{1,15})/([0-9]{1,15})")
 
 
@@ -102,21 +105,28 @@ def promote(fetched: Fetched, target: Path) -> None:
     A file that is there already and has the same content is kept as it is. Raises FailedDownload if it has another
     content; nothing is ever overwritten.
     """
-    descriptor = os.open(fetched.path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
     try:
-        os.fsync(descriptor)
-        if hash_of(descriptor) != fetched.sha256:
-            raise FailedDownload(f"{target.name} changed in quarantine after it was checked. Download it again.")
-        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not _link(fetched.path, target):
-            _check_same(target, fetched)
-        elif not os.path.samestat(os.fstat(descriptor), target.lstat()):
-            target.unlink()
-            raise FailedDownload(f"{target.name} was exchanged while it was being moved. Download it again.")
-    finally:
-        os.close(descriptor)
-    fetched.path.unlink(missing_ok=True)
-    sync_folder(target.parent)
+        descriptor = os.open(fetched.path, os.O_RDWR | NO_FOLLOW)
+        try:
+            os.fsync(descriptor)
+            if not is_plain(descriptor) or hash_of(descriptor) != fetched.sha256:
+                raise FailedDownload(_CHANGED.format(target.name))
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not _link(fetched.path, target):
+                _check_same(target, fetched)
+            elif not os.path.samestat(os.fstat(descriptor), target.lstat()):
+                target.unlink()
+                raise FailedDownload(_CHANGED.format(target.name))
+        finally:
+            os.close(descriptor)
+        fetched.path.unlink(missing_ok=True)
+        sync_folder(target.parent)
+    except OSError as error:
+        if error.errno == errno.EXDEV:
+            reason = f"{fetched.path.parent} and {target.parent} must be on one disk"
+        else:
+            reason = error.strerror or type(error).__name__
+        raise FailedDownload(f"{target} could not be put in its place: {reason}.") from None
 
 
 class _Transfer:
@@ -260,7 +270,7 @@ def _strong_etag(response: Response) -> str:
 
 
 def _link(source: Path, target: Path) -> bool:
-    """Gives the file its place. False if something is there already. Raises FailedDownload if the disk can't."""
+    """Gives the file its place. False if something is there already. Raises OSError."""
     try:
         os.link(source, target, follow_symlinks=False)
     except FileExistsError:
@@ -282,7 +292,7 @@ def _link(source: Path, target: Path) -> bool:
 def _check_same(target: Path, fetched: Fetched) -> None:
     """Raises FailedDownload unless the file in the way has the same content."""
     try:
-        descriptor = os.open(target, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
+        descriptor = os.open(target, os.O_RDONLY | NO_FOLLOW)
         try:
             same = os.fstat(descriptor).st_size == fetched.size and hash_of(descriptor) == fetched.sha256
         finally:

@@ -29,7 +29,7 @@ from security.roots import Root
 
 _SUFFIXES = (".part", ".part.json", ".whole", ".lock")
 _READ_BYTES = 1 * MIB
-_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 """Windows has no O_NOFOLLOW; there, only administrators and developers can make links."""
 
 
@@ -63,17 +63,20 @@ class Part:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps every other process and thread away, and closes the file at the end. Raises FailedDownload."""
-        lock = FileLock(self._lock_path, timeout=0, mode=0o600)
+        """Keeps every other process and thread away, and closes the file at the end.
+
+        Raises FailedDownload if another is there, and for every fault of the disk; what is there is kept.
+        """
         try:
-            lock.acquire()
+            with FileLock(self._lock_path, timeout=0, mode=0o600):
+                try:
+                    yield
+                finally:
+                    self._close()
         except Timeout:
             raise FailedDownload(f"{self.name} is being downloaded already, here or in another window.") from None
-        try:
-            yield
-        finally:
-            self._close()
-            lock.release()
+        except OSError as error:
+            raise FailedDownload(_disk_sentence(self.name, self.path.parent, error)) from None
 
     def open(self, cancelled: Callable[[], bool]) -> None:
         """Opens the part of an earlier attempt and hashes it, if it belongs to what is wanted now; else a new one."""
@@ -92,7 +95,7 @@ class Part:
     def restart(self) -> None:
         """Throws away what is there and makes a new, empty file."""
         self.remove()
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_FOLLOW
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | NO_FOLLOW
         self._descriptor = os.open(self.path, flags, 0o600)
 
     def remember(self, etag: str) -> None:
@@ -102,13 +105,10 @@ class Part:
         self._quarantine.write_text_atomic(self._note_path, json.dumps(note))
 
     def write(self, piece: bytes) -> None:
-        """Appends. Raises FailedDownload if the disk is full or broken; what is there is kept."""
+        """Appends, all of it. Raises OSError."""
         left = memoryview(piece)
-        try:
-            while left:
-                left = left[os.write(self._descriptor, left) :]
-        except OSError as error:
-            raise FailedDownload(_disk_sentence(self.name, self.path.parent, error)) from None
+        while left:
+            left = left[os.write(self._descriptor, left) :]
         self.sha256.update(piece)
         self.have += len(piece)
 
@@ -121,10 +121,7 @@ class Part:
 
     def finish(self) -> Path:
         """Puts the complete file under its other name, from which `take_whole` finds it. Gives its path."""
-        try:
-            os.fsync(self._descriptor)
-        except OSError as error:
-            raise FailedDownload(_disk_sentence(self.name, self.path.parent, error)) from None
+        os.fsync(self._descriptor)
         self._close()
         self.path.replace(self.whole_path)
         self._note_path.unlink(missing_ok=True)
@@ -134,12 +131,12 @@ class Part:
     def take_whole(self) -> tuple[int, str] | None:
         """Size and sha256 of a file that was complete before but never fetched from here, if it is the wanted one."""
         try:
-            descriptor = os.open(self.whole_path, os.O_RDONLY | _NO_FOLLOW)
+            descriptor = os.open(self.whole_path, os.O_RDONLY | NO_FOLLOW)
         except OSError:
             return None
         try:
             size, digest = os.fstat(descriptor).st_size, hash_of(descriptor)
-            fine = _is_plain(descriptor)
+            fine = is_plain(descriptor)
         finally:
             os.close(descriptor)
         if fine and self.wanted.sha256 == digest:
@@ -165,10 +162,10 @@ class Part:
 
     def _open_existing(self) -> bool:
         try:
-            self._descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | _NO_FOLLOW)
+            self._descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | NO_FOLLOW)
         except OSError:
             return False
-        return _is_plain(self._descriptor)
+        return is_plain(self._descriptor)
 
     def _read_note(self) -> Note:
         """The note of an earlier attempt, or an empty one if there is none or it is damaged."""
@@ -228,7 +225,7 @@ def hash_of(descriptor: int) -> str:
     return digest.hexdigest()
 
 
-def _is_plain(descriptor: int) -> bool:
+def is_plain(descriptor: int) -> bool:
     """True for a regular file that has no second name elsewhere."""
     facts = os.fstat(descriptor)
     return stat.S_ISREG(facts.st_mode) and facts.st_nlink == 1

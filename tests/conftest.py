@@ -7,11 +7,13 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
+    from tests.hubs.bench import Bench
     from tests.hubs.server import Hubs
 
 # Set before any test module is imported, because some libraries read the environment when they are.
@@ -78,3 +80,13 @@ def hubs(hub_server: Hubs) -> Hubs:
     """That server, with nothing to give out yet. `hubs.network()` is the product's Network on it."""
     hub_server.clear()
     return hub_server
+
+
+@pytest.fixture
+def bench(hubs: Hubs, tmp_path: Path) -> Bench:
+    """A private quarantine folder in front of that server."""
+    from tests.hubs.bench import Bench
+
+    folder = tmp_path / "quarantine"
+    folder.mkdir(mode=0o700)
+    return Bench(hubs, folder)
