@@ -17,6 +17,9 @@ from typing import IO
 from security.errors import FailedCommand
 from security.policy import CHILD_VARIABLE_PREFIXES, CHILD_VARIABLES, MAX_CHILD_OUTPUT_BYTES
 
+Completed = subprocess.CompletedProcess[str]
+"""How a command ended: `returncode`, `stdout` and `stderr`."""
+
 
 def scrubbed_environment() -> dict[str, str]:
     """The variables of this process that a child may see: no tokens, nothing but policy.CHILD_VARIABLES."""
@@ -34,7 +37,7 @@ def run(
     env: Mapping[str, str] | None = None,
     folder: Path | None = None,
     descriptors: Sequence[int] = (),
-) -> subprocess.CompletedProcess[str]:
+) -> Completed:
     """Runs `argv` to its end with no input and returns its exit code, stdout and stderr (UTF-8, bad bytes replaced).
 
     `argv[0]` is a program on the PATH or an absolute path. `env` is added to the scrubbed environment. `folder` is its

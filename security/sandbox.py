@@ -10,7 +10,6 @@ import ctypes
 import json
 import mimetypes
 import os
-import subprocess
 import sys
 import sysconfig
 import tempfile
@@ -22,7 +21,7 @@ from pathlib import Path
 from security import landlock
 from security.landlock import DEVICE, READ, WRITE, Access, Rule
 from security.policy import CONFINED_CHILD_VARIABLES, OFFLINE_VARIABLES
-from security.processes import run
+from security.processes import Completed, run
 
 REPOSITORY_DIR = Path(__file__).resolve().parents[1]
 _CODE_FOLDERS = ("security", "trainer")
@@ -39,6 +38,8 @@ _SYSTEM_FILES = (
 )
 """Read by Python, the C library, torch and the GPU drivers. None of it is private to a person; no right to start a
 program from it is given. /proc/self is listed by file: its `environ` still holds the variables the program began with."""
+_LIBRARY_BYTES = 16 << 30
+"""Address space for libraries on top of a child's memory: torch's GPU build maps some gigabytes that it never touches."""
 _GPU_DEVICES = ("nvidia*", "dri", "kfd", "dxg")
 
 
@@ -52,7 +53,7 @@ class SandboxState:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a confined child may use: address space and largest file in bytes, processor time in seconds."""
+    """What a confined child may use: memory and largest file in bytes, processor time in seconds."""
 
     memory_bytes: int
     cpu_seconds: int
@@ -93,7 +94,7 @@ def run_confined(
     timeout_seconds: float,
     read: Sequence[Path] = (),
     descriptors: Sequence[int] = (),
-) -> subprocess.CompletedProcess[str]:
+) -> Completed:
     """Runs `main(arguments)` of one of our modules in a child of this Python, which first gives up its rights.
 
     The child can read what Python and torch need and `read`, write only in `folder` (its working and temporary folder),
@@ -126,7 +127,8 @@ def confine_process(policy: Mapping[str, object]) -> SandboxState:
 
     limits = Limits(**policy["limits"])  # type: ignore[arg-type]
     for kind, value in (
-        (resource.RLIMIT_AS, limits.memory_bytes),
+        (resource.RLIMIT_DATA, limits.memory_bytes),
+        (resource.RLIMIT_AS, limits.memory_bytes + _LIBRARY_BYTES),
         (resource.RLIMIT_CPU, limits.cpu_seconds),
         (resource.RLIMIT_FSIZE, limits.file_bytes),
         (resource.RLIMIT_NOFILE, limits.open_files),
@@ -204,7 +206,10 @@ def _holds_more_than_code(folder: Path) -> bool:
     if not folder.is_absolute():
         return True
     resolved = folder.resolve()
-    return any(keep.is_relative_to(resolved) for keep in (Path.home().resolve(), REPOSITORY_DIR, Path.cwd()))
+    return any(
+        keep.is_relative_to(resolved)
+        for keep in (Path.home().resolve(), REPOSITORY_DIR, Path.cwd(), Path(tempfile.gettempdir()).resolve())
+    )
 
 
 def _wake_gpu() -> None:

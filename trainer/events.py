@@ -35,6 +35,14 @@ class Preparing(Event):
 
 
 @dataclass(frozen=True)
+class Sandboxed(Event):
+    """Whether the run's thread can reach its own files only; `detail` says so in a sentence."""
+
+    active: bool
+    detail: str
+
+
+@dataclass(frozen=True)
 class Started(Event):
     """Training begins (or goes on, `first_step` > 0). Sizes in bytes."""
 
@@ -147,6 +155,7 @@ EVENTS: dict[str, type[Event]] = {
     for cls in (
         Queued,
         Preparing,
+        Sandboxed,
         Started,
         Resumed,
         StepDone,

@@ -5,7 +5,9 @@ The only writer of run folders; readers (page, command line) follow each run's e
 
 from __future__ import annotations
 
+import importlib
 import logging
+import os
 import secrets
 import threading
 from collections import deque
@@ -21,13 +23,16 @@ from security.roots import Root
 from trainer import events
 from trainer.config.schema import TrainConfig
 from trainer.events import Event
+from trainer.inputs import Inputs, confine_run, find_inputs
 from trainer.runs import LossPoint, Progress, RunFolder, RunReader
 from trainer.workspace import Workspace
 
 logger = logging.getLogger("safelight.jobs")
 
 TRAINER_THREAD = "safelight-trainer"
-"""Name of the thread that trains."""
+"""Name of the thread that trains. Each run has one of its own, because the sandbox cannot be lifted from a thread."""
+QUEUE_THREAD = "safelight-queue"
+"""Name of the thread that starts one run after the other."""
 
 
 @dataclass(frozen=True)
@@ -45,16 +50,19 @@ class Control:
         return self.stop.is_set() or self.pause.is_set()
 
 
-Trainer = Callable[[TrainConfig, RunFolder, Workspace, Callable[[Event], None], Control], None]
+Trainer = Callable[[TrainConfig, Inputs, RunFolder, Workspace, Callable[[Event], None], Control], None]
 
 
-def _train(
-    config: TrainConfig, folder: RunFolder, workspace: Workspace, emit: Callable[[Event], None], control: Control
-) -> None:
+def load_trainer(workspace: Workspace) -> Trainer:
+    """The function that trains. Imports torch and its company, which takes seconds."""
     offline_environment()  # before the libraries that read it are imported
-    from trainer.loop import train  # torch is imported here, on the job's thread, so that the page is up in seconds
+    workspace.compiled_cache_dir.mkdir(parents=True, exist_ok=True)
+    # torch wants this folder when it is imported; its own choice is a guessable name in the shared temporary folder.
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(workspace.compiled_cache_dir)
+    from trainer.loop import train
 
-    train(config, folder, workspace, emit, control)
+    trainer: Trainer = train
+    return trainer
 
 
 class Jobs:
@@ -104,7 +112,7 @@ class Jobs:
                 raise SafelightError("Safelight is shutting down; start it again first.")
             self._queue.append(run_id)
             if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._work, name=TRAINER_THREAD, daemon=True)
+                self._thread = threading.Thread(target=self._work, name=QUEUE_THREAD, daemon=True)
                 self._thread.start()
 
     def stop(self) -> None:
@@ -235,7 +243,7 @@ class Jobs:
             folder = RunFolder.find(self.workspace, run_id)
             try:
                 with folder.lock().acquire(timeout=0):
-                    self._run(folder, self._control)
+                    self._run_on_its_own_thread(folder, self._control)
             except Timeout:
                 folder.append(
                     events.Warned("Another Safelight process is training this run, so it was not started twice.")
@@ -244,7 +252,13 @@ class Jobs:
                 with self._guard:
                     self._active = None
 
-    def _run(self, folder: RunFolder, control: Control, train: Trainer = _train) -> None:
+    def _run_on_its_own_thread(self, folder: RunFolder, control: Control) -> None:
+        thread = threading.Thread(target=self._run, args=(folder, control), name=TRAINER_THREAD, daemon=True)
+        thread.start()
+        thread.join()
+        importlib.invalidate_caches()  # folders of code that it was not allowed to list would stay empty for all
+
+    def _run(self, folder: RunFolder, control: Control, load: Callable[[Workspace], Trainer] = load_trainer) -> None:
         step = 0
 
         def emit(event: Event) -> None:
@@ -254,7 +268,16 @@ class Jobs:
 
         emit(events.Preparing("Starting"))  # at once: until then a run that goes on would look as it did when it ended
         try:
-            train(folder.config(), folder, self.workspace, emit, control)
+            config = folder.config()
+            inputs = find_inputs(config, self.workspace)
+            # Imported before the sandbox shuts: it is our own and the installed code, it looks for its settings in many
+            # places when it is imported, and nothing of the model or the pictures has been opened yet.
+            train = load(self.workspace)
+            sandboxed = confine_run(inputs, folder, self.workspace)
+            emit(sandboxed)
+            if not sandboxed.active:
+                emit(events.Warned(f"This run is not in a sandbox. {sandboxed.detail}"))
+            train(config, inputs, folder, self.workspace, emit, control)
         except SafelightError as error:
             emit(events.Failed(str(error), step))
         except Exception as error:  # the job thread's last line: report, whatever it was

@@ -14,6 +14,7 @@ from trainer.dataset.captions import split_tags
 from trainer.dataset.scan import num_samples
 from trainer.device import device_label, dtype_label
 from trainer.export import save_lora, verify_export
+from trainer.inputs import Inputs
 from trainer.jobs import Control
 from trainer.metadata import ExportFacts, build_metadata, refuse_secret_entries
 from trainer.resume import capture
@@ -25,13 +26,15 @@ from trainer.validation import held_out_loss
 from trainer.workspace import Workspace
 
 
-def train(config: TrainConfig, folder: RunFolder, workspace: Workspace, emit: Emit, control: Control) -> None:
+def train(
+    config: TrainConfig, inputs: Inputs, folder: RunFolder, workspace: Workspace, emit: Emit, control: Control
+) -> None:
     """Trains one LoRA into the run folder, from its last checkpoint if it has one; says everything by events.
 
     Raises SafelightError for what the user can mend. Asked to stop, it finishes its step, saves and returns.
     """
     try:
-        run = prepare(config, folder, workspace, emit, control)
+        run = prepare(config, inputs, folder, workspace, emit, control)
     except StoppedEarly:
         emit(events.Paused(0) if control.pause.is_set() else events.Finished(0, stopped=True))
         return

@@ -91,6 +91,7 @@ class Progress:
     validations: tuple[events.Validated, ...] = ()
     resumes: tuple[int, ...] = ()
     warnings: tuple[str, ...] = ()
+    sandbox: events.Sandboxed | None = None
 
 
 class RunFolder:
@@ -247,6 +248,7 @@ class RunHistory:
         self.checkpoint_step: int | None = None
         self.resumes: list[int] = []
         self.warnings: list[str] = []
+        self.sandbox: events.Sandboxed | None = None
 
     @property
     def total_steps(self) -> int:
@@ -269,7 +271,8 @@ class RunHistory:
             case events.CheckpointSaved():
                 self.checkpoint_step = event.step
             case events.Warned():
-                self.warnings.append(event.message)
+                if event.message not in self.warnings:  # a run that goes on meets the same pictures again
+                    self.warnings.append(event.message)
         self.last = event
 
     def _apply_session(self, event: Event) -> None:
@@ -280,6 +283,8 @@ class RunHistory:
                 if self.training or self.session_began == 0.0 or isinstance(self.last, events.TERMINAL):
                     self._begin_session(event)
                 self.preparing = event
+            case events.Sandboxed():
+                self.sandbox = event
             case events.Started():
                 self.started, self.training = event, True
             case events.Resumed():
@@ -339,6 +344,7 @@ class RunHistory:
             validations=tuple(self.validations),
             resumes=tuple(self.resumes),
             warnings=tuple(self.warnings),
+            sandbox=self.sandbox,
         )
 
     def loss_curve(self, max_points: int = 400) -> list[LossPoint]:
@@ -375,6 +381,8 @@ def describe(event: Event, total_steps: int) -> str:
             if event.total and event.done not in (0, event.total):
                 return ""
             text = f"{event.phase}{counted}"
+        case events.Sandboxed():
+            text = f"sandbox: {event.detail}"
         case events.Started():
             text = (
                 f"training {event.family} on {event.device}: {event.total_steps} steps, {event.num_images} pictures, "

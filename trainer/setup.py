@@ -20,14 +20,14 @@ from trainer.dataset.batches import BatchPlan, PlacedPicture
 from trainer.dataset.buckets import bucket_sizes, place
 from trainer.dataset.cache import TensorCache
 from trainer.dataset.captions import changes_every_step
-from trainer.dataset.scan import Picture, find_dataset, scan_folder
+from trainer.dataset.scan import Picture, scan_folder
 from trainer.device import choose_device, choose_dtype
 from trainer.encoded import Prompts, encode_pictures
 from trainer.events import Event
 from trainer.families import get_family
 from trainer.families.base import Components, ModelFamily, NoiseSchedule
+from trainer.inputs import Inputs
 from trainer.jobs import Control
-from trainer.models.library import find_model
 from trainer.optimizers import build_optimizer
 from trainer.randomness import derive_seed
 from trainer.resume import restore
@@ -93,22 +93,21 @@ class Preparation:
         return lambda done, total: self.phase(text, done, total)
 
 
-def prepare(config: TrainConfig, folder: RunFolder, workspace: Workspace, emit: Emit, control: Control) -> Run:
+def prepare(
+    config: TrainConfig, inputs: Inputs, folder: RunFolder, workspace: Workspace, emit: Emit, control: Control
+) -> Run:
     """Everything before the first step. Raises SafelightError for what the user can mend, StoppedEarly on stop."""
     preparation = Preparation(emit, control)
     preparation.phase("Reading pictures")
-    scanned = _scan(config, find_dataset(workspace, config.dataset.folder), emit)
-    held_out = (
-        _scan(config, find_dataset(workspace, config.validation.folder), emit) if config.validation.folder else []
-    )
+    scanned = _scan(config, inputs.dataset, emit)
+    held_out = [] if inputs.held_out is None else _scan(config, inputs.held_out, emit)
     _refuse_leaks(scanned, held_out)
 
     preparation.phase("Loading the base model")
     device = choose_device(config.training.device)
     dtype = choose_dtype(config.model.precision, device)
-    files = find_model(workspace, config.model.base)
-    family = get_family(files.family)
-    components = family.load(files, device, dtype)
+    family = get_family(inputs.model.family)
+    components = family.load(inputs.model, device, dtype)
     noise_schedule = family.schedule(components, config.model)
 
     step = family.bucket_step(components)
@@ -188,7 +187,7 @@ def _encode(
     workspace: Workspace,
     preparation: Preparation,
 ) -> Prompts:
-    latent_cache = TensorCache(workspace.cache_dir / "latents") if config.dataset.cache_latents else None
+    latent_cache = TensorCache(workspace.latents_cache_dir) if config.dataset.cache_latents else None
     flips = (False, True) if config.dataset.flip_augmentation else (False,)
     for pictures, text, wanted in (
         (sets[0], "Encoding pictures", flips),
@@ -203,7 +202,7 @@ def _encode(
         components=components,
         config=config,
         live=config.lora.train_text_encoder,
-        cache=TensorCache(workspace.cache_dir / "text"),
+        cache=TensorCache(workspace.text_cache_dir),
     )
     wanted_prompts = {one.picture.caption for pictures in sets for one in pictures.placed}
     if config.dataset.caption_dropout_rate > 0:

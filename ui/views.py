@@ -184,9 +184,14 @@ def _facts(progress: Progress) -> list[list[str]]:
         ("Learning rate", f"{progress.learning_rate:.3g}" if progress.learning_rate is not None else None),
         ("Gradient norm", f"{progress.gradient_norm:.3g}" if progress.gradient_norm is not None else None),
         ("Time per step", f"{progress.seconds_per_step:.2f} s" if progress.seconds_per_step is not None else None),
+        ("Sandbox", _sandbox(progress)),
         ("Running for", duration(progress.elapsed_seconds) if progress.elapsed_seconds else None),
     ]
     return [[name, value] for name, value in facts if value is not None]
+
+
+def _sandbox(progress: Progress) -> str | None:
+    return None if progress.sandbox is None else "on" if progress.sandbox.active else "off"
 
 
 def _family_label(name: str) -> str | None:

@@ -17,6 +17,7 @@ from tests.tiny import tiny_dataset, tiny_sd15
 from trainer import events
 from trainer.checkpoints import list_checkpoints
 from trainer.config.files import iter_settings, parse_config
+from trainer.inputs import find_inputs
 from trainer.jobs import Control
 from trainer.loop import train
 from trainer.runs import RunFolder
@@ -137,7 +138,7 @@ def observe(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     run = RunFolder.create(workspace, config)
     seen: list[events.Event] = []
     try:
-        train(config, run, workspace, seen.append, Control())
+        train(config, find_inputs(config, workspace), run, workspace, seen.append, Control())
     except ValueError as error:
         return {"refused": str(error)}
     view: dict[str, Any] = {

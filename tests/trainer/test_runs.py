@@ -32,6 +32,7 @@ STARTED = events.Started(100, 0, 12, 3.0, "sd15", "CPU, fp32", 1000)
 EXAMPLES: list[events.Event] = [
     events.Queued("x"),
     events.Preparing("Encoding pictures", 0, 12),
+    events.Sandboxed(True, "On: a run can read its model."),
     STARTED,
     events.Resumed(5),
     step(1),

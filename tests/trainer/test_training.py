@@ -21,6 +21,7 @@ from trainer import events
 from trainer.checkpoints import list_checkpoints, load_checkpoint
 from trainer.config.files import parse_config
 from trainer.config.schema import TrainConfig
+from trainer.inputs import find_inputs
 from trainer.jobs import Control
 from trainer.loop import train
 from trainer.runs import RunFolder
@@ -66,7 +67,8 @@ def make_config(base: Path, pictures: Path, **sections: Any) -> TrainConfig:
 
 
 def prepared(config: TrainConfig, workspace: Workspace) -> Run:
-    return prepare(config, RunFolder.create(workspace, config), workspace, lambda event: None, Control())
+    folder = RunFolder.create(workspace, config)
+    return prepare(config, find_inputs(config, workspace), folder, workspace, lambda event: None, Control())
 
 
 def trained(
@@ -79,7 +81,7 @@ def trained(
         seen.append(event)
         folder.append(event)
 
-    train(config, folder, workspace, emit, control or Control())
+    train(config, find_inputs(config, workspace), folder, workspace, emit, control or Control())
     return seen
 
 
@@ -329,7 +331,7 @@ def test_ten_steps_are_five_and_five_more(name: str, how: str, models, pictures,
         seen.append(event)
 
     seen: list[events.Event] = []
-    train(config, folder, halves, emit, control)
+    train(config, find_inputs(config, halves), folder, halves, emit, control)
     assert isinstance(seen[-1], events.Finished if how == "stop" else events.Paused)
     assert any(isinstance(event, events.LoraSaved) for event in seen) == (how == "stop")
     again = trained(config, halves, folder)
@@ -343,12 +345,14 @@ CHILD = """
 import sys
 from pathlib import Path
 from trainer.config.files import load_config
+from trainer.inputs import find_inputs
 from trainer.jobs import Control
 from trainer.loop import train
 from trainer.runs import RunFolder
 from trainer.workspace import Workspace
-folder = RunFolder(Path(sys.argv[1]))
-train(load_config(folder.config_path), folder, Workspace.open(Path(sys.argv[2])), folder.append, Control())
+folder, workspace = RunFolder(Path(sys.argv[1])), Workspace.open(Path(sys.argv[2]))
+config = load_config(folder.config_path)
+train(config, find_inputs(config, workspace), folder, workspace, folder.append, Control())
 """
 
 

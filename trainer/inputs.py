@@ -1,0 +1,45 @@
+"""What a run reads, found and checked before it starts, and the sandbox that lets its thread reach this and no more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from security.sandbox import confine_thread
+from trainer.config.schema import TrainConfig
+from trainer.dataset.scan import find_dataset
+from trainer.events import Sandboxed
+from trainer.models.files import ModelFiles
+from trainer.models.library import find_model, model_places
+from trainer.runs import RunFolder
+from trainer.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The base model and the folders of pictures. `held_out` is None when nothing is held out."""
+
+    model: ModelFiles
+    dataset: Path
+    held_out: Path | None
+
+
+def find_inputs(config: TrainConfig, workspace: Workspace) -> Inputs:
+    """Finds what the settings name. Of the model only headers, JSON files and hashes are looked at, by our own code.
+
+    Hashing takes seconds for gigabytes, once. Raises SafelightError when something is missing or can't be used.
+    """
+    dataset = find_dataset(workspace, config.dataset.folder)
+    held_out = find_dataset(workspace, config.validation.folder) if config.validation.folder else None
+    return Inputs(find_model(workspace, config.model.base), dataset, held_out)
+
+
+def confine_run(inputs: Inputs, folder: RunFolder, workspace: Workspace) -> Sandboxed:
+    """Binds the calling thread, for good, to what this run needs. Call it before pictures or weights are opened."""
+    for cache in workspace.run_caches:
+        cache.mkdir(parents=True, exist_ok=True)
+    read = [*model_places(inputs.model.path), inputs.dataset]
+    if inputs.held_out is not None:
+        read.append(inputs.held_out)
+    state = confine_thread(read=read, write=[folder.path, *workspace.run_caches])
+    return Sandboxed(state.active, state.detail)
