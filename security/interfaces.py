@@ -4,37 +4,40 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
-_ELSEWHERE = "192.0.2.1"
-"""An address that exists nowhere (RFC 5737). Connecting a UDP socket to it only looks up the way there."""
+_HOME_NETWORKS = tuple(map(ipaddress.IPv4Network, ("192.168.0.0/16", "10.0.0.0/8")))
+"""Most homes and offices number their machines so; 172.16.0.0/12 is more often a network inside this machine."""
 
 
 def network_addresses() -> list[str]:
     """IPv4 addresses under which other machines may reach this one, the likeliest first. Empty without a network."""
     state = psutil.net_if_stats()
     found = [
-        entry.address
+        (name, ipaddress.IPv4Address(entry.address))
         for name, entries in psutil.net_if_addrs().items()
         for entry in entries
-        if entry.family == socket.AF_INET and name in state and state[name].isup and _is_reachable(entry.address)
+        if entry.family == socket.AF_INET and name in state and state[name].isup
     ]
-    usual = _usual_address()
-    return sorted(dict.fromkeys(found), key=lambda address: address != usual)
+    return ranked(found, _usual_interface())
 
 
-def _is_reachable(address: str) -> bool:
-    parsed = ipaddress.ip_address(address)
-    return not (parsed.is_loopback or parsed.is_link_local or parsed.is_unspecified or parsed.is_multicast)
+def ranked(found: list[tuple[str, ipaddress.IPv4Address]], usual: str) -> list[str]:
+    """Those of the addresses that others can reach, without repetition: of the `usual` interface first, then of homes."""
+    order = sorted(found, key=lambda one: (one[0] != usual, not any(one[1] in home for home in _HOME_NETWORKS)))
+    return list(dict.fromkeys(str(address) for _, address in order if _is_reachable(address)))
 
 
-def _usual_address() -> str:
-    """The own address of the way out of here, as the system's table of routes says; "" if there is none."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((_ELSEWHERE, 9))
-        except OSError:
-            return ""
-        address: str = probe.getsockname()[0]
-        return address
+def _is_reachable(address: ipaddress.IPv4Address) -> bool:
+    return not (address.is_loopback or address.is_link_local or address.is_unspecified or address.is_multicast)
+
+
+def _usual_interface() -> str:
+    """The interface that leads out of here, as Linux lists it; "" elsewhere, and without one."""
+    try:
+        lines = Path("/proc/net/route").read_text(encoding="ascii").splitlines()[1:]
+    except OSError:
+        return ""
+    return next((line.split()[0] for line in lines if line.split()[1:2] == ["00000000"]), "")

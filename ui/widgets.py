@@ -11,7 +11,20 @@ import gradio as gr
 from ui.messages import answered
 
 ASSETS_DIR = Path(__file__).parent / "assets"
-SCRIPTS = ("page", "strip", "chart", "samples", "runs", "start", "models", "dataset", "form", "settings", "tokens")
+SCRIPTS = (
+    "page",
+    "strip",
+    "chart",
+    "samples",
+    "runs",
+    "start",
+    "models",
+    "dataset",
+    "form",
+    "access",
+    "settings",
+    "tokens",
+)
 CALL = """
 const context = {{ element, trigger, props, server, watch }};
 const mount = () => (window.safelight ? window.safelight.mount({name!r}, context) : window.setTimeout(mount, 20));

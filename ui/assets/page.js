@@ -57,8 +57,38 @@
     return () => tick(true);
   }
 
+  // ---- the login ----------------------------------------------------------------------------------------------
+
+  const ENDED = "Your login has ended: it was ended in the settings, or it was too old. A run goes on without this page.";
+  let banner = null;
+
+  async function logged_out() {
+    try {
+      return (await fetch("session", { cache: "no-store" })).status === 401;
+    } catch {
+      return false; // the server is away, which is another matter
+    }
+  }
+
+  /** From here on nothing is asked any more, until somebody has logged in again, perhaps on another tab. */
+  function show_ended() {
+    if (banner) return;
+    banner = h("div", { id: "sl-ended", role: "alert" }, h("p", {}, ENDED), h("a", { class: "sl-button", href: "login" }, "Log in again"));
+    document.body.prepend(banner);
+  }
+
+  async function look_for_login() {
+    if (!banner || document.hidden || (await logged_out())) return;
+    banner?.remove();
+    banner = null;
+    document.dispatchEvent(new CustomEvent("safelight:look"));
+  }
+
+  const ended_error = () => Object.assign(new Error(ENDED), { told: true, ended: true });
+
   /** Calls a Python function of the page. Throws an Error with a text for people. */
   async function call(server, name, argument = null, seconds = 20) {
+    if (banner) throw ended_error();
     let clock;
     const late = new Promise((_, fail) => {
       clock = window.setTimeout(() => fail(new Error("Safelight does not answer.")), seconds * 1000);
@@ -66,7 +96,13 @@
     try {
       const answer = await Promise.race([server[name](argument), late]);
       // Gradio swallows a failed request and answers with nothing.
-      if (typeof answer !== "object" || answer === null) throw new Error("Safelight does not answer.");
+      if (typeof answer !== "object" || answer === null) {
+        if (await logged_out()) {
+          show_ended();
+          throw ended_error();
+        }
+        throw new Error("Safelight does not answer.");
+      }
       if (answer.error) throw Object.assign(new Error(answer.error), { told: true });
       return answer;
     } finally {
@@ -315,6 +351,8 @@
   }
 
   document.addEventListener("DOMContentLoaded", apply_theme);
+  document.addEventListener("visibilitychange", look_for_login);
+  window.addEventListener("focus", look_for_login);
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => window.setTimeout(apply_theme));
   document.addEventListener("keydown", page_key);
   document.addEventListener("keydown", tab_key);

@@ -32,7 +32,6 @@
       try {
         const state = await call(server, "settings_state");
         redraw(facts, state, () => [
-          h("section", { class: "sl-card" }, h("h2", {}, "Who can open this page"), h("p", {}, state.access)),
           h(
             "section",
             { class: "sl-card" },

@@ -83,14 +83,15 @@
       last_word = word;
     }
 
-    function show_lost() {
+    function show_lost({ ended }) {
       lost += 1;
-      if (lost < 2) return;
+      if (lost < 2 && !ended) return;
       strip.classList.add("sl-lost");
       chip.className = "sl-chip sl-bad";
-      setText(chip, "Lost contact");
-      setText(line, "A run goes on without this page. Trying again. If Safelight was closed, start it again.");
-      setText(told, "Lost contact with Safelight");
+      setText(chip, ended ? "Logged out" : "Lost contact");
+      const away = "A run goes on without this page. Trying again. If Safelight was closed, start it again.";
+      setText(line, ended ? "A run goes on without this page." : away);
+      if (!ended) setText(told, "Lost contact with Safelight"); // the login's end is told by its own message
       buttons.replaceChildren();
       redraw(buttons, null, () => []);
     }
@@ -100,8 +101,8 @@
       async () => {
         try {
           show(await call(server, "strip_state", null, 8));
-        } catch {
-          show_lost();
+        } catch (error) {
+          show_lost(error);
         }
       },
       { hidden_too: true },

@@ -1,4 +1,4 @@
-"""The Settings tab: who can reach the page, where things are kept, this machine, versions, looks and keys."""
+"""The Settings tab: who can open the page, where things are kept, this machine, versions, looks and keys."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import gradio as gr
 
 from ui.machine import machine_line
 from ui.services import Services
+from ui.tabs.access import access_tab
 from ui.tabs.tokens import tokens_tab
 from ui.widgets import drawn_view
 
@@ -21,7 +22,6 @@ def settings_tab(services: Services) -> gr.HTML:
 
     def settings_state(_argument: Any = None) -> dict[str, Any]:
         return {
-            "access": _access_text(services),
             "workspace": services.workspace.path.name
             if services.access.open_to_others
             else str(services.workspace.path),
@@ -29,17 +29,10 @@ def settings_tab(services: Services) -> gr.HTML:
             "versions": [["Python", platform.python_version()], *([name, _version(name)] for name in PACKAGES)],
         }
 
+    access_tab(services)
     view = drawn_view("settings", functions=[settings_state])
     tokens_tab(services)
     return view
-
-
-def _access_text(services: Services) -> str:
-    if services.access.share:
-        return "Shared: anyone with the link and the password from the terminal can control this machine's Safelight."
-    if services.access.listen:
-        return "Open to your network: anyone who reaches this machine and has the password can control Safelight."
-    return "Only this machine can open the page. To let others in, start with --listen or --share; they then need a password."
 
 
 def _version(package: str) -> str:
