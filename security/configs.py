@@ -19,6 +19,9 @@ _TOML_TEXT = re.compile(
     re.DOTALL,
 )
 
+_ENDLESS = 10**100
+"""No setting has such a number. In hexadecimal it passes the parser's limit, and then nothing can print it."""
+
 
 def read_toml(source: Path | str, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
     """Reads a TOML file (a Path) or text (a str). Raises RefusedConfig that says where the fault is."""
@@ -68,6 +71,11 @@ def parse_json(text: str, name: str) -> dict[str, Any]:
         raise
     except ValueError as error:
         raise RefusedConfig(f"{name} is not valid JSON: {error}. Correct it there.") from None
+    if "\\u" in text:
+        try:
+            json.dumps(values, ensure_ascii=False).encode()
+        except UnicodeEncodeError:  # "\\ud800" alone: it could be neither shown nor saved
+            raise RefusedConfig(f"{name} holds half of a character (a lone surrogate). Save it anew.") from None
     if not isinstance(values, dict):
         raise RefusedConfig(f"{name} holds a {type(values).__name__} where an object {{...}} must be.")
     return values
@@ -96,7 +104,7 @@ def _bounded_text(source: Path | str, max_bytes: int) -> tuple[str, str]:
 
 
 def _check_values(values: dict[str, Any], name: str) -> None:
-    """Raises RefusedConfig for nesting beyond MAX_CONFIG_DEPTH and for infinite numbers and nan (1e999 is one)."""
+    """Raises RefusedConfig for nesting beyond MAX_CONFIG_DEPTH and for endless or infinite numbers and nan (1e999)."""
     level: list[Any] = [values]
     for _ in range(MAX_CONFIG_DEPTH):
         below: list[Any] = []
@@ -107,6 +115,8 @@ def _check_values(values: dict[str, Any], name: str) -> None:
                 below.extend(value)
             elif isinstance(value, float) and not math.isfinite(value):
                 raise RefusedConfig(f"{name} holds the number {value}. Write a finite number instead.")
+            elif isinstance(value, int) and abs(value) >= _ENDLESS:
+                raise RefusedConfig(f"{name} holds a whole number of over 100 digits. Write one that is meant.")
         level = below
         if not level:
             return

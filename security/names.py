@@ -18,9 +18,13 @@ _LEADING = ".-~ "
 """A leading dot hides a file, a dash reads as an option, a tilde as a home folder."""
 
 
+_BLANK_LETTERS = frozenset("\u115f\u1160\u3164\uffa0\u2800")
+"""Letters and signs that are drawn as nothing: fillers of Hangul, the empty Braille cell."""
+
+
 def _is_invisible(character: str) -> bool:
-    """True for control characters, direction marks, zero-width characters, lone surrogates and private use."""
-    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
+    """True for control characters, direction marks, zero-width and blank ones, lone surrogates and private use."""
+    return character in _BLANK_LETTERS or unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
 
 
 def _is_reserved(name: str) -> bool:
@@ -72,7 +76,7 @@ def sanitized_name(text: str, fallback: str) -> str:
     if any(character in _RESERVED_CHARACTERS for character in unicodedata.normalize("NFKC", name)):
         name = unicodedata.normalize("NFC", unicodedata.normalize("NFKC", name))
     name = re.split(r"[/\\]", name)[-1]
-    name = "".join(character for character in name if not _is_invisible(character))
+    name = unicodedata.normalize("NFC", "".join(character for character in name if not _is_invisible(character)))
     name = "".join("_" if character in _RESERVED_CHARACTERS else character for character in name)
     name = name.lstrip(_LEADING).rstrip(". ")
     stem, dot, ending = name.rpartition(".")

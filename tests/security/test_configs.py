@@ -9,6 +9,7 @@ import pytest
 
 from security.configs import read_json, read_toml
 from security.errors import RefusedConfig
+from tests.test_architecture import PRODUCT, imports
 
 TOML_FAULTS = {
     "a = 1\na = 2": "not valid TOML",
@@ -20,6 +21,9 @@ TOML_FAULTS = {
     "a" + ".a" * 100 + " = 1": "65|64 dots in line 1",
     "b = 1\n[" + '"x".' * 100 + "y]": "64 dots in line 2",
     "a = " + "1" * 5000: "not valid TOML",
+    "a = 0x" + "f" * 200_000: "over 100 digits",
+    "a = [1, {b = 0o" + "7" * 200 + "}]": "over 100 digits",
+    "a = 1e" + "9" * 100_000: "number inf",
     "a = '\0'": "NUL",
     "x" * 300_000: "larger than 262144 bytes",
 }
@@ -29,6 +33,9 @@ JSON_FAULTS = {
     '{"a": NaN}': "NaN",
     '{"a": -Infinity}': "-Infinity",
     '{"a": 1e999}': "inf",
+    '{"a": "\\ud800"}': "half of a character",
+    '{"\\udc00x": 1}': "half of a character",
+    '{"a": ' + "9" * 101 + "}": "over 100 digits",
     "[1]": "holds a list",
     "{": "not valid JSON",
     '{"a":' + "[" * 40 + "]" * 40 + "}": "nested",
@@ -80,6 +87,19 @@ HOSTILE_TOML = [
     '"""\\' * 60_000,
     ("a" + ".a" * 60 + " = {}\n") * 2000,
     "'''" * 80_000,
+    ("[[" + ".".join("a" * 60) + "]]\n") * 1900,
+    "x = " + "{a=" * 40_000,
+    '"' + "\\" * 250_000,
+    "a = [" + "1_" * 120_000 + "1]",
+    'a = """' + '""x' * 80_000,
+]
+HOSTILE_JSON = [
+    "[" * 250_000,
+    '{"a":' * 40_000,
+    "{" + '"a":1,' * 40_000 + '"a":1}',
+    '{"a":[' + "1e999," * 40_000 + "1]}",
+    '{"a":"' + "\\" * 200_001 + '"}',
+    '{"a":' + " " * 250_000,
 ]
 
 
@@ -89,3 +109,27 @@ def test_hostile_toml_is_refused_in_time(text: str) -> None:
     with pytest.raises(RefusedConfig):
         read_toml(text)
     assert time.perf_counter() - start < 2.0
+
+
+@pytest.mark.parametrize("text", HOSTILE_JSON, ids=range(len(HOSTILE_JSON)))
+def test_hostile_json_is_refused_in_time(text: str) -> None:
+    start = time.perf_counter()
+    with pytest.raises(RefusedConfig):
+        read_json(text)
+    assert time.perf_counter() - start < 1.0
+
+
+def test_the_largest_texts_that_are_allowed_take_no_time() -> None:
+    for text in ("[[a]]\n" * 43_000, "x = [" + "{}," * 80_000 + "]", "".join(f"[a{n}]\n" for n in range(25_000))):
+        start = time.perf_counter()
+        read_toml(text)
+        assert time.perf_counter() - start < 2.0
+    assert read_json('{"model_max_length": 1000000000000000019884624838656, "\\ud83d\\ude00": 1}')
+
+
+def test_yaml_is_not_read_at_all() -> None:
+    """Its tags make objects, its aliases a bomb. No file of the product imports a YAML library."""
+    imported = {name.split(".")[0] for source in PRODUCT for _, name in imports(source.tree)}
+    assert not imported & {"yaml", "ruamel", "oyaml", "strictyaml"}
+    with pytest.raises(RefusedConfig):
+        read_toml("a: &a [1]\nb: [*a, *a]")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import unicodedata
+from pathlib import Path
 
 import pytest
 
 from security.errors import RefusedName
-from security.names import safe_name, sanitized_name
+from security.names import safe_name, same_name_key, sanitized_name
 
 GOOD = [
     "ink",
@@ -120,3 +122,52 @@ def test_sanitized_names_are_safe_and_stay_as_they_are(name: str) -> None:
     assert sanitized_name(made, "picture") == made
     assert len(made.encode()) <= 150
     assert unicodedata.is_normalized("NFC", made)
+
+
+TROUBLE = (
+    '/\\.:*?"<>|~- \t\n\0\x1b\x7f\u202e\u2066\u200b\ufeff\u00a0\u2024\uff0e\uff0f\uff3c\u2215\u29f8\ufe68\u0130\u00df'
+    "\ufb01\u1e9b\u0323\u0301\u0344\u212b\u2126\ufdfa\U0001f468\u200d\U0001f3fd\ud800\udfff\ue000\U000e0041\u115f"
+    "\u3164\u2800\u0435\u0430conauxnul1\u00b9tx"
+)
+
+
+def test_names_of_random_trouble_stay_one_safe_name(tmp_path: Path) -> None:
+    """Ten thousand names of what file systems, terminals and Unicode stumble over."""
+    chance = random.Random(11)
+    for _ in range(10_000):
+        text = "".join(chance.choice(TROUBLE) for _ in range(chance.randrange(1, 40)))
+        text = text * chance.choice((1, 1, 1, 12)) + chance.choice(
+            ("", "", ".png", ".TXT", ".safetensors", ". ", "/..")
+        )
+        made = sanitized_name(text, "picture")
+        assert safe_name(made) == made, ascii(text)
+        assert sanitized_name(made, "picture") == made, ascii(text)
+        assert (tmp_path / made).parent == tmp_path and (tmp_path / made).resolve().parent == tmp_path.resolve()
+        assert len(made.encode()) <= 150 and made.strip() == made
+
+
+def test_made_names_can_be_written_and_found_again(tmp_path: Path) -> None:
+    chance = random.Random(12)
+    for _ in range(200):
+        made = sanitized_name("".join(chance.choice(TROUBLE) for _ in range(9)), "picture")
+        (tmp_path / made).write_text("x")
+        assert (tmp_path / made).read_text() == "x"
+        assert unicodedata.normalize("NFC", made) in {
+            unicodedata.normalize("NFC", one.name) for one in tmp_path.iterdir()
+        }
+        (tmp_path / made).unlink()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("Mira.png", "mira.PNG"), ("Zo\u00eb", "Zoe\u0308"), ("stra\u00dfe", "STRASSE"), ("\u212b", "\u00e5")],
+)  # fmt: skip
+def test_names_that_are_one_file_somewhere_have_one_key(one: str, other: str) -> None:
+    assert same_name_key(one) == same_name_key(other)
+    assert same_name_key(one) != same_name_key(one + "x")
+
+
+@pytest.mark.parametrize("name", ["\u3164", "\u115f", "a\u2800", "\uffa0.png"])
+def test_letters_that_show_nothing_are_refused_too(name: str) -> None:
+    with pytest.raises(RefusedName, match="invisible"):
+        safe_name(name)
