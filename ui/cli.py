@@ -21,6 +21,7 @@ from trainer.config.files import Setting, SettingKind, iter_settings
 from trainer.jobs import TRAINER_THREAD
 from trainer.logs import close_logging
 from trainer.workspace import REPOSITORY_DIR, Workspace
+from ui.endpoints import add_endpoint_options, endpoints_of
 
 USER_FAULT = 2
 """Exit code when the user can put it right; 1 is a run or a check that failed, 0 all is well."""
@@ -113,6 +114,7 @@ def _add_page_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     page.add_argument("--share-hours", type=_hours, metavar="N", default=SHARE_HOURS, help=SHARE_HOURS_HELP)
     page.add_argument("--allow-root", action="store_true", help="let --share run as root, as in a container")
+    add_endpoint_options(parser, is_command=False)
 
 
 def _port(text: str) -> int:
@@ -177,6 +179,18 @@ def _resume_arguments(parser: argparse.ArgumentParser) -> None:
 def _list_arguments(parser: argparse.ArgumentParser) -> None:
     _add_workspace(parser)
     _add_json(parser, "print JSON")
+
+
+def _fetch_arguments(parser: argparse.ArgumentParser) -> None:
+    from ui.cli_fetch import fetch_arguments
+
+    _add_workspace(parser)
+    fetch_arguments(parser)
+
+
+def _models_arguments(parser: argparse.ArgumentParser) -> None:
+    _list_arguments(parser)
+    parser.add_argument("--catalog", action="store_true", help="list the models that are suggested instead")
 
 
 def _tokens_arguments(parser: argparse.ArgumentParser) -> None:
@@ -257,6 +271,7 @@ def serve_page(options: argparse.Namespace) -> int:
             host_names=tuple(options.host_names),
             share_hours=options.share_hours,
             allow_root=options.allow_root,
+            endpoints=endpoints_of(options),
         )
     )
 
@@ -289,10 +304,19 @@ def show_runs(options: argparse.Namespace) -> int:
     return list_runs(open_workspace(options), as_json=options.json)
 
 
+def run_fetch(options: argparse.Namespace) -> int:
+    """Fetches a base model from Hugging Face or Civitai into the library, checked and pinned."""
+    from ui.cli_fetch import fetch
+
+    return fetch(open_workspace(options), options)
+
+
 def show_models(options: argparse.Namespace) -> int:
     """Lists the base models at hand."""
-    from ui.cli_lists import list_base_models
+    from ui.cli_lists import list_base_models, list_catalog
 
+    if options.catalog:
+        return list_catalog(as_json=options.json)
     return list_base_models(open_workspace(options), as_json=options.json)
 
 
@@ -351,7 +375,8 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[..
     "train": (_train_arguments, run_train),
     "resume": (_resume_arguments, run_resume),
     "runs": (_list_arguments, show_runs),
-    "models": (_list_arguments, show_models),
+    "models": (_models_arguments, show_models),
+    "fetch": (_fetch_arguments, run_fetch),
     "tokens": (_tokens_arguments, show_tokens),
     "verify": (_verify_arguments, run_verify),
     "sign": (_sign_arguments, run_sign),

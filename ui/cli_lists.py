@@ -6,8 +6,11 @@ import datetime
 import json
 from collections.abc import Sequence
 
+from trainer.families import FAMILIES
 from trainer.jobs import Jobs
+from trainer.models.catalog import catalog
 from trainer.models.library import list_models
+from trainer.models.text import gigabytes
 from trainer.workspace import Workspace
 
 
@@ -34,15 +37,38 @@ def list_base_models(workspace: Workspace, *, as_json: bool) -> int:
     """Prints the embedded model and those in the workspace; for one that can't be used, why."""
     models = list_models(workspace)
     if as_json:
-        fields = ("name", "family", "family_label", "num_bytes", "prediction_type", "builtin", "problem")
-        listed = [{**{field: getattr(model, field) for field in fields}, "path": str(model.path)} for model in models]
+        fields = ("name", "family", "family_label", "num_bytes", "prediction_type", "builtin", "problem", "source")
+        listed = [
+            {
+                **{field: getattr(model, field) for field in fields},
+                "integrity": model.integrity.value,
+                "path": str(model.path),
+            }
+            for model in models
+        ]
         print(json.dumps(listed, indent=1))
         return 0
-    rows = [("MODEL", "FAMILY", "PREDICTS", "SIZE", "")]
+    rows = [("MODEL", "FAMILY", "PREDICTS", "SIZE", "FILES", "SOURCE")]
     for model in models:
-        note = model.problem or ("embedded" if model.builtin else "")
-        rows.append((model.name, model.family_label, model.prediction_type, f"{model.num_bytes / 1e6:.0f} MB", note))
+        note = model.problem or model.source
+        files = "embedded" if model.builtin else model.integrity.value
+        rows.append((model.name, model.family_label, model.prediction_type, gigabytes(model.num_bytes), files, note))
     print_table(rows)
+    return 0
+
+
+def list_catalog(*, as_json: bool) -> int:
+    """Prints the models that are suggested, with the sizes to download."""
+    if as_json:
+        fields = ("name", "title", "family", "source", "file", "licence", "revision", "size", "sha256", "why")
+        print(json.dumps([{field: getattr(row, field) for field in fields} for row in catalog()], indent=1))
+        return 0
+    rows = [("NAME", "FAMILY", "SIZE", "LICENCE", "WHAT FOR")]
+    for row in catalog():
+        size = gigabytes(row.size) if row.size else "?"
+        rows.append((row.name, FAMILIES[row.family].label, size, row.licence or "see its page", row.why))
+    print_table(rows)
+    print("Fetch one with: python launch.py fetch NAME")
     return 0
 
 

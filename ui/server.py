@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import webbrowser
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from security.sharing import Sharing, check_share_hours
 from trainer.jobs import Jobs
 from trainer.logs import configure_logging
 from trainer.workspace import Workspace
+from ui.endpoints import Endpoints
 
 if TYPE_CHECKING:
     from gradio import Blocks
@@ -59,6 +60,7 @@ class ServeOptions:
     host_names: tuple[str, ...] = ()
     share_hours: float = SHARE_HOURS
     allow_root: bool = False
+    endpoints: Endpoints = field(default_factory=Endpoints)
 
     @property
     def host(self) -> str:
@@ -90,7 +92,7 @@ def serve(options: ServeOptions) -> int:
     while not ended.wait(0.5):
         if entrance is not None:
             entrance.tick()
-    return _close(page, jobs)
+    return _close(page, services)
 
 
 def _on_signals(ended: threading.Event) -> None:
@@ -143,8 +145,8 @@ def _entrance(options: ServeOptions, port: int, credentials: Credentials) -> Ent
 
 
 def _services(options: ServeOptions, workspace: Workspace, jobs: Jobs, entrance: Entrance | None) -> Services:
-    from security.net import Network
     from security.tokens import TokenStore
+    from trainer.models.downloads import Downloads
     from ui.machine import Machine
     from ui.services import IMPORT_FOLDER, Access, Library, Services
 
@@ -152,7 +154,9 @@ def _services(options: ServeOptions, workspace: Workspace, jobs: Jobs, entrance:
     if access.open_to_others:
         (workspace.path / IMPORT_FOLDER).mkdir(exist_ok=True)
     machine, library = Machine(workspace.path), Library(workspace)
-    return Services(workspace, jobs, machine, access, library, TokenStore(), Network())
+    tokens, network = TokenStore(), options.endpoints.network()
+    downloads = Downloads(workspace, network, tokens, fault=options.endpoints.fault(os.environ))
+    return Services(workspace, jobs, machine, access, library, tokens, network, downloads)
 
 
 def _launch(options: ServeOptions, port: int, services: Services) -> Blocks:
@@ -244,9 +248,11 @@ def _tell(options: ServeOptions, here: str, password: str, entrance: Entrance | 
         threading.Thread(target=webbrowser.open, args=(here,), daemon=True).start()
 
 
-def _close(page: Blocks, jobs: Jobs) -> int:
+def _close(page: Blocks, services: Services) -> int:
+    jobs = services.jobs
     if jobs.active_run_id is not None:
         print("Stopping: the run finishes its step and is saved.", flush=True)
+    services.downloads.shutdown(timeout_seconds=0)  # what has come is kept, and goes on with Continue
     in_time = jobs.shutdown(timeout_seconds=SHUTDOWN_SECONDS)
     page.close(verbose=False)
     if not in_time:

@@ -13,6 +13,7 @@ from security.tokens import TokenStore
 from trainer.config.schema import TrainConfig
 from trainer.dataset.scan import list_datasets
 from trainer.jobs import Jobs
+from trainer.models.downloads import Downloads
 from trainer.models.library import ModelInfo, list_models
 from trainer.workspace import Workspace
 from ui.entrance import Entrance
@@ -67,6 +68,7 @@ class Services:
     library: Library
     tokens: TokenStore
     network: Network
+    downloads: Downloads
 
     def import_roots(self) -> list[Path] | None:
         """Where typed paths may lead: anywhere for the person at this machine, `import` in the workspace for all others."""

@@ -10,6 +10,7 @@ import pytest
 from security.net import Network
 from security.tokens import TokenStore
 from trainer.jobs import Jobs
+from trainer.models.downloads import Downloads
 from trainer.workspace import Workspace
 from ui.machine import Machine
 from ui.services import Access, Library, Services
@@ -20,7 +21,9 @@ def make_services(folder: Path, access: Access | None = None) -> Services:
     workspace = Workspace.open(folder / "workspace")
     machine, library = Machine(workspace.path), Library(workspace)
     tokens = TokenStore(environment={"HF_HOME": str(folder)}, env_file=folder / ".env", find_keyring=lambda: None)
-    return Services(workspace, Jobs(workspace), machine, access or Access(), library, tokens, Network())
+    network = Network()
+    downloads = Downloads(workspace, network, tokens)
+    return Services(workspace, Jobs(workspace), machine, access or Access(), library, tokens, network, downloads)
 
 
 @pytest.fixture

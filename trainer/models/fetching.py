@@ -143,6 +143,8 @@ def _promote(workspace: Workspace, job: Job, model: Path, fetched: dict[str, Fet
         raise RefusedName(f"There is a model named {job.name} by now. Remove it, or fetch this one under another name.")
     for part in [model, *model.rglob("*")] if model.is_dir() else [model]:
         part.chmod(stat.S_IRUSR | stat.S_IWUSR | (stat.S_IXUSR if part.is_dir() else 0))
+    for one in fetched.values():
+        one.path.unlink(missing_ok=True)  # from here on each file has one name only, which `promote` insists on
     target = workspace.models_dir / model.name
     host = next(iter(fetched.values())).host
     if model.is_dir():
