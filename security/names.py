@@ -72,6 +72,12 @@ def sanitized_name(text: str, fallback: str) -> str:
     Folders in front are dropped, characters that are not allowed become "_" or go, the ending is kept, in lower case,
     and what is too long is cut before the ending. `fallback` is a safe name, used if nothing is left.
     """
+    name = _mended(_mended(text))  # twice: what was cut off may leave a new ending
+    return name if not _fault(name) else safe_name(fallback)
+
+
+def _mended(text: str) -> str:
+    """A name without what can be repaired; it may still have a fault."""
     name = unicodedata.normalize("NFC", text.encode("utf-8", "ignore").decode())
     if any(character in _RESERVED_CHARACTERS for character in unicodedata.normalize("NFKC", name)):
         name = unicodedata.normalize("NFC", unicodedata.normalize("NFKC", name))
@@ -86,7 +92,7 @@ def sanitized_name(text: str, fallback: str) -> str:
         name = _cut(name, MAX_NAME_BYTES - 1)
     if _is_reserved(name) or _is_reserved(unicodedata.normalize("NFKC", name)):
         name = "_" + name
-    return name if not _fault(name) else safe_name(fallback)
+    return name
 
 
 def same_name_key(name: str) -> str:
