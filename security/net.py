@@ -131,6 +131,16 @@ class Network:
         self._dial = dial
         self._tls = tls_context(ca_file)
 
+    @property
+    def mirrors(self) -> dict[Service, str]:
+        """The addresses that stand in for hubs, by hub."""
+        return {service: str(address) for service, address in self._mirrors.items()}
+
+    @property
+    def sends_tokens_to_mirrors(self) -> bool:
+        """Whether the user's tokens go to those addresses."""
+        return self._send_tokens_to_mirrors
+
     def url(
         self, service: Service, path: str, query: Mapping[str, str] | None = None, *, host: str | None = None
     ) -> SafeUrl:

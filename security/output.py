@@ -16,6 +16,7 @@ import sys
 import threading
 import traceback
 import warnings
+from collections.abc import Callable
 from types import TracebackType
 from typing import TextIO
 
@@ -37,13 +38,14 @@ def install() -> None:
     """
     if _pumps or sys.stdout is not sys.__stdout__ or sys.stderr is not sys.__stderr__:
         return
-    logging.setLogRecordFactory(redacting_factory(logging.getLogRecordFactory()))
-    _redirect_descriptors()
-    sys.excepthook = _report
-    threading.excepthook = _report_of_thread
-    sys.unraisablehook = _report_unraisable
-    warnings.showwarning = _show_warning
+    for layer in LAYERS.values():
+        layer()
     _no_core_dumps()
+
+
+def is_installed() -> bool:
+    """Whether what this process prints passes the redactor."""
+    return bool(_pumps)
 
 
 def drain() -> None:
@@ -69,7 +71,6 @@ def show_to_owner(text: str) -> None:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
         return
-    drain()
     pump.show((text + "\n").encode(sys.stdout.encoding or "utf-8", "replace"))
 
 
@@ -93,16 +94,31 @@ def _redirect_descriptors() -> None:
         _pumps.update(dict.fromkeys(group, pump))
     if 2 in _pumps:
         faulthandler.enable(_pumps[2].real)  # of a crash that ends all threads, the pump's as well
-    if 1 in _pumps and sys.stdout is not None:
-        sys.stdout = _redacted(sys.stdout, _pumps[1])
-    if 2 in _pumps and sys.stderr is not None:
-        sys.stderr = _redacted(sys.stderr, _pumps[2])
     atexit.register(_close)
 
 
-def _redacted(stream: TextIO, pump: Pump) -> TextIO:
-    redacted: TextIO = RedactedText(stream, is_terminal=os.isatty(pump.real))  # type: ignore[assignment]
+def _wrap_streams() -> None:
+    if sys.stdout is not None:
+        sys.stdout = _redacted(sys.stdout, 1)
+    if sys.stderr is not None:
+        sys.stderr = _redacted(sys.stderr, 2)
+
+
+def _redacted(stream: TextIO, descriptor: int) -> TextIO:
+    is_terminal = os.isatty(_pumps[descriptor].real) if descriptor in _pumps else stream.isatty()
+    redacted: TextIO = RedactedText(stream, is_terminal=is_terminal)  # type: ignore[assignment]
     return redacted
+
+
+def _clean_records() -> None:
+    logging.setLogRecordFactory(redacting_factory(logging.getLogRecordFactory()))
+
+
+def _hook_errors() -> None:
+    sys.excepthook = _report
+    threading.excepthook = _report_of_thread
+    sys.unraisablehook = _report_unraisable
+    warnings.showwarning = _show_warning
 
 
 def _close() -> None:
@@ -112,7 +128,8 @@ def _close() -> None:
 
 
 def _flush_streams() -> None:
-    for stream in (sys.stdout, sys.stderr):  # gone, closed, none, or in the middle of a write when a signal came
+    for stream in (sys.stdout, sys.stderr):
+        # there is none, it is closed or its reader gone, or a signal came in the middle of a write
         with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):
             stream.flush()
 
@@ -131,6 +148,15 @@ def _no_core_dumps() -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
+LAYERS: dict[str, Callable[[], None]] = {
+    "log records": _clean_records,
+    "descriptors": _redirect_descriptors,
+    "text streams": _wrap_streams,
+    "hooks": _hook_errors,
+}
+"""What `install` puts in place, in this order. Each masks by itself what passes it, so one that fails is not missed."""
 
 
 def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -67,6 +67,11 @@ class Downloads:
         workspace.downloads_dir.mkdir(parents=True, exist_ok=True)
         self._sweep()
 
+    @property
+    def fault(self) -> str:
+        """Why nothing may be fetched, empty when all is well."""
+        return self._fault
+
     # ---- before the first byte ----
 
     def plan(self, text: str, *, file: str = "", revision: str = "") -> Plan:

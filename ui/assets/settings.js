@@ -28,10 +28,23 @@
 
     const pairs = (rows) => h("dl", { class: "sl-facts" }, rows.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
 
+    const WORDS = { on: ["on", "sl-good"], partly: ["partly", "sl-busy"], off: ["off", "sl-bad"] };
+
+    function protection({ name, state, text }) {
+      const [word, tone] = WORDS[state];
+      return h("tr", {}, h("th", { scope: "row" }, name), h("td", {}, h("span", { class: tone }, word)), h("td", {}, text));
+    }
+
+    function protections(rows) {
+      const head = ["Protection", "State", "What it does here"].map((name) => h("th", { scope: "col" }, name));
+      return h("div", { class: "sl-scroll" }, h("table", { class: "sl-table" }, h("thead", {}, h("tr", {}, head)), h("tbody", {}, rows.map(protection))));
+    }
+
     (async () => {
       try {
         const state = await call(server, "settings_state");
         redraw(facts, state, () => [
+          h("section", { class: "sl-card", id: "protections" }, h("h2", {}, "What protects this installation"), protections(state.protections)),
           h(
             "section",
             { class: "sl-card" },
