@@ -70,6 +70,8 @@ MAX_PICKLE_OPERATIONS = 2_000_000
 """Most instructions of such a pickle. A Stable Diffusion model's has about 60,000."""
 MAX_CHECKPOINT_BYTES = 64 * 1024 * MIB
 """Largest checkpoint that is converted."""
+MAX_ONNX_BYTES = 2048 * MIB - 1
+"""Largest ONNX model; protobuf itself allows no larger message. Taggers have 0.3 to 1.3 GB."""
 MAX_VOCABULARY_BYTES = 16 * MIB
 """Largest tokenizer file. CLIP's vocabulary has 1 MiB, its tokenizer.json 2.2 MiB."""
 MAX_MODEL_FOLDER_ENTRIES = 1000
