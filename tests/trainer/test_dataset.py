@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from PIL import Image
 
@@ -9,7 +11,7 @@ from security.errors import SafelightError
 from trainer.config.schema import DatasetConfig
 from trainer.dataset.batches import BatchPlan, PlacedPicture
 from trainer.dataset.buckets import Placement, bucket_sizes, place
-from trainer.dataset.captions import training_caption, with_trigger
+from trainer.dataset.captions import read_caption, training_caption, with_trigger
 from trainer.dataset.scan import (
     Picture,
     collect_sources,
@@ -166,3 +168,22 @@ def test_embedded_and_foreign_names_are_refused(tmp_path) -> None:
         find_dataset(workspace, "nothing")
     with pytest.raises(SafelightError, match="no folder"):
         find_dataset(workspace, str(tmp_path / "nothing"))
+    if sys.platform != "win32":
+        with pytest.raises(SafelightError, match="belongs to the system"):
+            find_dataset(workspace, "/proc/self")
+
+
+def test_a_dataset_may_be_given_by_any_path_to_it(tmp_path, monkeypatch) -> None:
+    workspace = Workspace.open(tmp_path / "space")
+    (tmp_path / "my set" / "a").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for text in (str(tmp_path / "my set"), "my set/a/..", f"{tmp_path}/my set/"):
+        assert find_dataset(workspace, text) == (tmp_path / "my set").resolve()
+    assert find_dataset(workspace, "my set/a") == (tmp_path / "my set" / "a").resolve()
+
+
+def test_a_caption_is_a_text(tmp_path) -> None:
+    for data, reason in ((b"\xff\xfe", "not UTF-8"), (b"\x7fELF\x02\x01\x01\0\0", "NUL"), (b"x" * 70_000, "at most")):
+        (tmp_path / "a.txt").write_bytes(data)
+        with pytest.raises(SafelightError, match=reason):
+            read_caption(tmp_path / "a.png", ".txt")

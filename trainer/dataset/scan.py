@@ -13,7 +13,7 @@ from security.errors import RefusedFile, SafelightError
 from security.images import clean_copy, read_image_info
 from security.names import safe_name, same_name_key, sanitized_name
 from security.policy import IMAGE_SUFFIXES
-from security.roots import Root
+from security.roots import Root, resolve_user_folder
 from trainer.config.schema import DatasetConfig
 from trainer.dataset.captions import read_caption, with_trigger
 from trainer.demo import DATASETS as DEMO_DATASETS
@@ -98,7 +98,10 @@ def scan_folder(folder: Path, settings: DatasetConfig) -> Scan:
 
 
 def find_dataset(workspace: Workspace, folder: str) -> Path:
-    """The folder of a dataset given by name or by path. Raises SafelightError that lists the names when there is none."""
+    """The folder of a dataset given by name or by path. Raises SafelightError that lists the names when there is none.
+
+    Raises RefusedPath for a folder of the system, and for one on another machine.
+    """
     if folder in DEMO_DATASETS:
         return DEMO_DATASETS[folder]
     path = Path(folder).expanduser()
@@ -107,7 +110,7 @@ def find_dataset(workspace: Workspace, folder: str) -> Path:
             raise SafelightError(
                 f"There is no folder {folder}. Give the name of a dataset or the path of a folder with pictures."
             )
-        return path
+        return resolve_user_folder(str(path.absolute()), None)
     inside = Root(workspace.datasets_dir).child(folder)
     if not inside.is_dir():
         known = ", ".join(info.name for info in list_datasets(workspace))
