@@ -37,6 +37,8 @@ def status_error(status: int, headers: HTTPMessage, url: SafeUrl, *, at_hub: boo
     if not at_hub and status in (400, 401, 403, 404, 410):
         # Signed addresses run out after minutes to hours; storage answers then with any of these.
         return Interrupted(f"{url.host} no longer gives out the file (status {status}); its address may have run out.")
+    if "cf-mitigated" in headers:  # Cloudflare stands in front of Civitai; a token would not help
+        return FailedDownload(f"{url.host} took this program for a robot (status {status}). Try again later.")
     if status in (401, 403):
         return login_wanted(url, status, code, had_token=had_token)
     if status in (404, 410):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import quote, unquote, urlencode, urljoin, urlsplit
 
 from urllib3.exceptions import LocationParseError
@@ -51,14 +51,17 @@ Mirrors = Mapping[Service, Origin]
 
 @dataclass(frozen=True, slots=True)
 class SafeUrl:
-    """An address that passed the checks, in parts. `str()` rebuilds the whole; `query` is without the "?"."""
+    """An address that passed the checks, in parts. `str()` rebuilds the whole; `query` is without the "?".
+
+    The query may be a signature, so `repr` leaves it out.
+    """
 
     service: Service
     scheme: str
     host: str
     port: int
     path: str
-    query: str
+    query: str = field(repr=False)
 
     @property
     def origin(self) -> Origin:

@@ -48,6 +48,7 @@ STATUSES: list[tuple[int, list[tuple[str, str]], bool, type[SafelightError], str
     (401, [], True, NeedsLogin, "does not know your token any more", "https://huggingface.co/settings/tokens"),
     (401, [("X-Error-Code", "RepoNotFound")], True, NeedsLogin, "Your token does not open a/b", "https://huggingface.co/a/b"),
     (403, [], True, NeedsLogin, "Your token does not open a/b", "https://huggingface.co/a/b"),
+    (403, [("cf-mitigated", "challenge")], True, FailedDownload, "took this program for a robot", ""),
     (404, [], False, FailedDownload, "no such file or model", ""),
     (404, [("X-Error-Code", "EntryNotFound")], False, FailedDownload, "no such file in this model", ""),
     (404, [("X-Error-Code", "RevisionNotFound")], False, FailedDownload, "no such version of this model", ""),
