@@ -17,7 +17,7 @@ def check_host_name(name: str) -> str:
     lower = name.lower()
     if not _HOST_NAME.fullmatch(lower) or lower.rpartition(".")[2].isdigit() or lower == "localhost":
         raise RefusedConfig(
-            f"--host-name is {name!r}. Give the name alone that stands in the address, such as lora.example.org: "
+            f"{name!r} is not a host name. Give the name alone that stands in the address, such as lora.example.org: "
             "no https://, no port, no * and no number."
         )
     return lower

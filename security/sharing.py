@@ -15,7 +15,7 @@ def check_share_hours(hours: float) -> float:
     """The hours as they are. Raises RefusedConfig outside of MIN_SHARE_HOURS to MAX_SHARE_HOURS."""
     if not MIN_SHARE_HOURS <= hours <= MAX_SHARE_HOURS:
         raise RefusedConfig(
-            f"--share-hours is {hours:g}. A share link may live from {MIN_SHARE_HOURS} to {MAX_SHARE_HOURS} hours."
+            f"A share link can't live for {hours:g} hours. Choose {MIN_SHARE_HOURS} to {MAX_SHARE_HOURS}."
         )
     return hours
 

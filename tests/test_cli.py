@@ -80,6 +80,9 @@ def test_train_help_has_every_setting(capsys: pytest.CaptureFixture[str]) -> Non
         (["trian", "x.toml"], "Did you mean train?"),
         (["xyzzy"], "is not a command. There are: demo, train"),
         (["--port", "70000"], "70000 is not a port"),
+        (["--share-hours", "73"], "73 hours"),
+        (["--share-hours", "1.5"], "Choose 1 to 72"),
+        (["--host-name", "https://lora.example"], "is not a host name"),
         (["resume"], "RUN"),
         (["resume", "nothing"], "nothing"),
         (["demo", "--steps", "0"], "max_train_steps"),
@@ -141,10 +144,11 @@ def test_page_gets_its_options(workspace: Workspace, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(ui.server, "serve", lambda options: served.append(options) or 0)
     assert cli.main([]) == 0
     words = ["--port", "7999", "--listen", "--share", "--no-browser", "--workspace", "w", "--password-file", "p"]
+    words += ["--host-name", "Lora.Example", "--host-name", "b.local", "--share-hours", "3", "--allow-root"]
     assert cli.main(words) == 0
     assert served == [
         ui.server.ServeOptions(),
-        ui.server.ServeOptions(7999, True, True, Path("w"), False, Path("p")),
+        ui.server.ServeOptions(7999, True, True, Path("w"), False, Path("p"), ("lora.example", "b.local"), 3, True),
     ]
 
 

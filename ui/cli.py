@@ -15,6 +15,7 @@ from security.errors import SafelightError
 from security.hosts import check_host_name
 from security.output import drain, install, lost_output
 from security.policy import MAX_SHARE_HOURS, MIN_SHARE_HOURS, SHARE_HOURS
+from security.sharing import check_share_hours
 from security.tokens import TokenStore, take_tokens
 from security.versions import version_faults
 from trainer.config.files import Setting, SettingKind, iter_settings
@@ -124,13 +125,11 @@ def _port(text: str) -> int:
     return number
 
 
-def _hours(text: str) -> int:
-    number = int(text) if text.isdecimal() else 0
-    if not MIN_SHARE_HOURS <= number <= MAX_SHARE_HOURS:
-        raise argparse.ArgumentTypeError(
-            f"{text} is no number of hours that a share link may live; take {MIN_SHARE_HOURS} to {MAX_SHARE_HOURS}"
-        )
-    return number
+def _hours(text: str) -> float:
+    try:
+        return check_share_hours(int(text) if text.isdecimal() else 0)
+    except SafelightError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _host_name(text: str) -> str:

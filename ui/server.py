@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from security.environment import closed_environment
 from security.errors import SafelightError
-from security.hosts import check_host_name
 from security.login import Credentials, generate_password, read_password_file
 from security.output import show_to_owner
 from security.policy import SHARE_HOURS
 from security.privileges import refuse_root_sharing, root_warning
-from security.sharing import Sharing, check_share_hours
+from security.sharing import Sharing
 from trainer.jobs import Jobs
 from trainer.logs import configure_logging
 from trainer.workspace import Workspace
@@ -49,7 +48,7 @@ class PortTaken(SafelightError):
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """What the command line can say about serving. `port` 0 takes any free one."""
+    """What the command line can say about serving, checked by it. `port` 0 takes any free one."""
 
     port: int = 7860
     listen: bool = False
@@ -106,10 +105,7 @@ def _on_signals(ended: threading.Event) -> None:
 
 
 def _credentials(options: ServeOptions) -> tuple[str, Credentials | None]:
-    """The password of a page that others can reach. Raises RefusedConfig for options that are no good."""
-    for name in options.host_names:
-        check_host_name(name)
-    check_share_hours(options.share_hours)
+    """The password of a page that others can reach. Raises RefusedConfig for a password file that is no good."""
     if not (options.listen or options.share or options.host_names or options.password_file):
         return "", None
     password = read_password_file(options.password_file.expanduser()) if options.password_file else generate_password()

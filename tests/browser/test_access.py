@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page, expect
+from playwright.sync_api import BrowserContext, Page, expect
 
 from tests.browser.conftest import Watch, Watcher
 from tests.browser.steps import fill_form_from, open_tab, wait_for_state
@@ -16,6 +16,7 @@ from tests.ui.runs_on_disk import run_folder
 from tests.ui.served import Served, served
 from trainer.workspace import Workspace
 from ui.app import TABS
+from ui.qr import picture_code
 
 
 def serious_findings(page: Page, **options: object) -> list[str]:
@@ -108,3 +109,106 @@ def test_behind_a_login_the_link_opens_the_page_and_nothing_else_does(
         assert picture.status == 401
     finally:
         stranger.close()
+
+
+def log_in(context: BrowserContext, link: str) -> Page:
+    """Another device of the owner's, on its Settings tab."""
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    page.goto(link)
+    wait_for_state(page, "Idle", timeout=60_000)
+    open_tab(page, "Settings")
+    expect(page.locator(".sl-logins tbody tr").first).to_be_visible()
+    return page
+
+
+def test_a_login_that_another_one_ends_says_so_and_finds_back(
+    watched: Watch, watcher: Watcher, guarded: Served
+) -> None:
+    watcher.forgives = ("status of 401",)
+    page = watched(guarded.link)
+    open_tab(page, "Settings")
+    phone = page.context.browser.new_context(viewport={"width": 390, "height": 844})  # type: ignore[union-attr]
+    try:
+        other = log_in(phone, guarded.link)
+        own = page.locator(".sl-logins tbody tr", has_text="(this one)")
+        expect(own).to_have_count(1)
+        others = page.locator(".sl-logins button[aria-label^='Log out the login']")
+        expect(others.first).to_be_visible()
+        while others.count():
+            count = others.count()
+            others.first.click()
+            expect(others).to_have_count(count - 1)
+        ended = other.locator("#sl-ended")
+        expect(ended).to_contain_text("Your login has ended")
+        expect(other.locator(".sl-strip .sl-chip")).to_have_text("Logged out")
+        assert look_at(other, "ended") == []
+        asked: list[str] = []
+        other.on("request", lambda request: asked.append(request.url))
+        other.wait_for_timeout(2500)
+        assert asked == [], "a page without a login goes on asking"
+        answer = phone.new_page().goto(guarded.link)  # logging in on another tab brings this one back too
+        assert answer is not None and answer.status == 200
+        other.bring_to_front()
+        other.evaluate("window.dispatchEvent(new Event('focus'))")
+        expect(ended).to_have_count(0)
+        wait_for_state(other, "Idle", timeout=60_000)
+    finally:
+        phone.close()
+    expect(page.locator(".sl-strip .sl-chip")).to_have_text("Idle")
+
+
+def test_logging_out_ends_on_the_login_page_and_the_password_opens_it_again(
+    watched: Watch, watcher: Watcher, guarded: Served
+) -> None:
+    watcher.forgives = ("status of 401",)
+    page = watched(guarded.link, width=390)
+    open_tab(page, "Settings")
+    page.locator(".sl-logins").get_by_role("button", name="Log out", exact=True).click()
+    page.wait_for_url(re.compile("/login$"))
+    assert page.context.cookies() == []
+    answer = page.goto(guarded.address)
+    assert answer is not None and answer.status == 401
+    password = next(line for line in guarded.output if line.startswith("Password: ")).removeprefix("Password: ")
+    page.get_by_label("Password").fill(password.strip())
+    page.get_by_role("button", name="Log in").click()
+    wait_for_state(page, "Idle", timeout=60_000)
+    (cookie,) = page.context.cookies()
+    assert (cookie["httpOnly"], cookie["sameSite"], cookie["domain"]) == (True, "Strict", "127.0.0.1")
+
+
+def test_the_link_is_shown_with_its_code_and_opens_the_page_elsewhere(watched: Watch, guarded: Served) -> None:
+    page = watched(guarded.link, width=390)
+    open_tab(page, "Settings")
+    assert look_at(page, "settings") == []
+    page.get_by_role("button", name="Show the link and its QR code").click()
+    links = page.locator(".sl-way .sl-link").all_inner_texts()
+    if not links:
+        pytest.skip("this machine is in no network, so there is no link for others")
+    pictures = [picture.get_attribute("src") for picture in page.locator(".sl-way img").all()]
+    assert pictures == [picture_code(link) for link in links]
+    expect(page.locator(".sl-way img").first).to_have_js_property("complete", True)
+    assert page.locator(".sl-way img").first.evaluate("image => image.naturalWidth") > 100
+    assert look_at(page, "link") == []
+    elsewhere = page.context.browser.new_context()  # type: ignore[union-attr]
+    try:
+        log_in(elsewhere, links[0])
+    finally:
+        elsewhere.close()
+
+
+def test_a_link_on_another_site_opens_the_page_without_asking_twice(
+    watched: Watch, watcher: Watcher, guarded: Served
+) -> None:
+    """The cookie is a strict one; "localhost" and "127.0.0.1" are two sites to a browser."""
+    watcher.forgives = ("status of 401",)
+    page = watched(guarded.link)
+    elsewhere = guarded.address.replace("127.0.0.1", "localhost") + "/login"
+    context = page.context
+    context.unroute("**/*")
+    for target in (guarded.address + "/?tab=settings", guarded.link):
+        page.goto(elsewhere)
+        page.evaluate("address => { window.location.href = address; }", target)
+        wait_for_state(page, "Idle", timeout=60_000)
+        assert page.url.startswith(guarded.address + "/")
+        assert "key=" not in page.url

@@ -38,7 +38,7 @@ BAD_NAMES = [
 
 @pytest.mark.parametrize("name", BAD_NAMES)
 def test_anything_but_a_bare_host_name_is_refused(name: str) -> None:
-    with pytest.raises(RefusedConfig, match="--host-name is"):
+    with pytest.raises(RefusedConfig, match="is not a host name"):
         check_host_name(name)
 
 

@@ -43,5 +43,5 @@ def test_a_link_that_was_shut_stays_shut() -> None:
 def test_hours_have_bounds() -> None:
     assert [check_share_hours(hours) for hours in (MIN_SHARE_HOURS, SHARE_HOURS, MAX_SHARE_HOURS)] == [1, 12, 72]
     for hours in (0, 0.5, 72.5, 168, -1, float("nan")):
-        with pytest.raises(RefusedConfig, match="from 1 to 72 hours"):
+        with pytest.raises(RefusedConfig, match="Choose 1 to 72"):
             check_share_hours(hours)

@@ -49,8 +49,6 @@ class Served:
 
 def start(workspace: Path, *arguments: str, port: int = 0, timeout: float = 120.0, **variables: str) -> Served:
     """Starts the program and waits until it says that it is ready."""
-    environment = {key: value for key, value in os.environ.items() if key != "SAFELIGHT_WORKSPACE"}
-    environment |= {"PYTHONUNBUFFERED": "1", **variables}
     command = [
         sys.executable,
         "launch.py",
@@ -61,9 +59,16 @@ def start(workspace: Path, *arguments: str, port: int = 0, timeout: float = 120.
         "--workspace",
         str(workspace),
     ]
+    return start_command([*command, *arguments], workspace, timeout=timeout, **variables)
+
+
+def start_command(command: list[str], workspace: Path, *, timeout: float = 120.0, **variables: str) -> Served:
+    """The same for any command that serves the page."""
+    environment = {key: value for key, value in os.environ.items() if key != "SAFELIGHT_WORKSPACE"}
+    environment |= {"PYTHONUNBUFFERED": "1", **variables}
     started = time.monotonic()
     process = subprocess.Popen(
-        [*command, *arguments],
+        command,
         cwd=REPOSITORY,
         env=environment,
         stdin=subprocess.DEVNULL,
