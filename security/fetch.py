@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from security.errors import FailedDownload, Interrupted
 from security.net import Network, Response, Retries
-from security.parts import NO_FOLLOW, Note, Part, hash_of, is_plain, sync_folder
+from security.parts import NO_FOLLOW, Note, Part, hash_of, is_regular, sync_folder
 from security.policy import FREE_DISK_CHECK_BYTES, MAX_MODEL_BYTES, MIB
 from security.roots import Root
 from security.urls import SafeUrl
@@ -109,7 +109,7 @@ def promote(fetched: Fetched, target: Path) -> None:
         descriptor = os.open(fetched.path, os.O_RDWR | NO_FOLLOW)
         try:
             os.fsync(descriptor)
-            if not is_plain(descriptor) or hash_of(descriptor) != fetched.sha256:
+            if not is_regular(descriptor) or hash_of(descriptor) != fetched.sha256:
                 raise FailedDownload(_CHANGED.format(target.name))
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not _link(fetched.path, target):

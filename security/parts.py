@@ -136,7 +136,7 @@ class Part:
             return None
         try:
             size, digest = os.fstat(descriptor).st_size, hash_of(descriptor)
-            fine = is_plain(descriptor)
+            fine = is_regular(descriptor)
         finally:
             os.close(descriptor)
         if fine and self.wanted.sha256 == digest:
@@ -165,7 +165,8 @@ class Part:
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | NO_FOLLOW)
         except OSError:
             return False
-        return is_plain(self._descriptor)
+        # A second name elsewhere would be a file of somebody's that is about to be written into.
+        return is_regular(self._descriptor) and os.fstat(self._descriptor).st_nlink == 1
 
     def _read_note(self) -> Note:
         """The note of an earlier attempt, or an empty one if there is none or it is damaged."""
@@ -225,10 +226,9 @@ def hash_of(descriptor: int) -> str:
     return digest.hexdigest()
 
 
-def is_plain(descriptor: int) -> bool:
-    """True for a regular file that has no second name elsewhere."""
-    facts = os.fstat(descriptor)
-    return stat.S_ISREG(facts.st_mode) and facts.st_nlink == 1
+def is_regular(descriptor: int) -> bool:
+    """True for a file, False for a folder, pipe or device."""
+    return stat.S_ISREG(os.fstat(descriptor).st_mode)
 
 
 def _disk_sentence(name: str, folder: Path, error: OSError) -> str:

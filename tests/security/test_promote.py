@@ -167,6 +167,15 @@ def test_promoting_over_the_same_file_keeps_it(fetched: Fetched, tmp_path: Path)
     assert not fetched.path.exists()
 
 
+def test_promotion_that_was_interrupted_is_finished(fetched: Fetched, tmp_path: Path) -> None:
+    """The program ended between giving the file its new name and taking the old one away."""
+    target = tmp_path / "x.safetensors"
+    os.link(fetched.path, target)
+    promote(fetched, target)
+    assert target.read_bytes() == DATA
+    assert not fetched.path.exists() and target.stat().st_nlink == 1
+
+
 @pytest.mark.parametrize("kind", ["link", "dangling link", "folder"])
 def test_promoting_follows_no_link(fetched: Fetched, tmp_path: Path, kind: str) -> None:
     target, victim = tmp_path / "x.safetensors", tmp_path / "victim"
