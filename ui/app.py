@@ -92,6 +92,7 @@ def _connect(page: gr.Blocks, services: Services, tabs: gr.Tabs, strip: gr.HTML,
     models.view.use(use, None, [tabs, base], **PRIVATE).then(
         train.follow_model, {*watched, train.draft}, filled, **QUIET
     ).then(train.look, watched, told, **QUIET)
+    models.view.arrived(train.library_choices, None, train.library_fields, **QUIET)
     dataset.view.use(use, None, [tabs, folder], **PRIVATE).then(train.look, watched, told, **QUIET)
     for imported in (models.imported, *dataset.imported):
         imported.then(train.library_choices, None, train.library_fields, **QUIET)

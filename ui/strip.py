@@ -1,4 +1,4 @@
-"""The status strip above the tabs: what runs and the buttons that stop it. It polls; closing the page ends nothing."""
+"""The status strip above the tabs: what runs or is fetched, and how to stop it. It polls; closing the page ends nothing."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import gradio as gr
 
 from ui.machine import memory_line
 from ui.messages import text_of
+from ui.model_views import CANCEL, with_download
 from ui.monitor import run_action
 from ui.services import Services
+from ui.tabs.models import download_action
 from ui.views import strip_values
 from ui.widgets import drawn_view
 
@@ -19,9 +21,12 @@ def status_strip(services: Services) -> gr.HTML:
 
     def strip_state(_argument: Any = None) -> dict[str, Any]:
         values = strip_values(services.jobs.current(), len(services.jobs.waiting))
+        values = with_download(values, services.downloads.current())
         return {**values, "machine": memory_line(services.machine.facts())}
 
     def strip_action(argument: Any = None) -> dict[str, Any]:
+        if text_of(argument, "action") == CANCEL:
+            return download_action(services, text_of(argument, "download"), "cancel")
         return run_action(services, text_of(argument, "run"), text_of(argument, "action"))
 
     return drawn_view("strip", functions=[strip_state, strip_action], events=["state"])

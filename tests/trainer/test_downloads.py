@@ -193,7 +193,7 @@ def test_stopped_it_goes_on_where_it_was(make: Make, hubs: Hubs, workspace: Work
     with pytest.raises(SafelightError, match="in the library already"):
         downloads.resume(job_id)
     downloads.remove(job_id)
-    assert downloads.list() == [] and in_library(workspace) == {"tiny.safetensors", "tiny.provenance.json"}
+    assert downloads.all() == [] and in_library(workspace) == {"tiny.safetensors", "tiny.provenance.json"}
 
 
 def test_closing_the_program_interrupts_and_the_next_one_goes_on(make: Make, hubs: Hubs, workspace: Workspace) -> None:
@@ -207,7 +207,7 @@ def test_closing_the_program_interrupts_and_the_next_one_goes_on(make: Make, hub
     with pytest.raises(SafelightError, match="shutting down"):
         first.start(first.plan(REPO), name="other")
     second = make()
-    (left,) = [one for one in second.list() if one.id == job_id]
+    (left,) = [one for one in second.all() if one.id == job_id]
     assert left.state is DownloadState.INTERRUPTED and left.can_resume and left.done_bytes > 0
     player.replies.clear()
     player.publish()
@@ -244,7 +244,7 @@ def test_downloads_wait_for_each_other(make: Make, hubs: Hubs) -> None:
     downloads.resume(second)
     downloads.cancel(first)
     assert downloads.wait(20)
-    assert [one.state for one in downloads.list()] == [DownloadState.DONE, DownloadState.STOPPED]
+    assert [one.state for one in downloads.all()] == [DownloadState.DONE, DownloadState.STOPPED]
     with pytest.raises(SafelightError, match="not going on"):
         downloads.cancel(first)
     with pytest.raises(SafelightError, match="no download"):
@@ -342,7 +342,7 @@ def test_a_pickle_needs_the_converter(make: Make, hubs: Hubs, workspace: Workspa
     downloads = make()
     with pytest.raises(RefusedModel, match=r"\.ckpt file, which can run code.*convert"):
         downloads.start(downloads.plan(REPO))
-    assert downloads.list() == []
+    assert downloads.all() == []
 
 
 def test_what_is_open_has_to_be_decided_first(make: Make, hubs: Hubs) -> None:
@@ -460,7 +460,7 @@ def test_what_nobody_went_on_with_is_swept_at_the_next_start(
         os.utime(path, (old, old))
     (workspace.downloads_dir / "stray").mkdir()
     caplog.set_level("INFO", "safelight.downloads")
-    assert [one.id for one in make().list()] == [ids[1]]
+    assert [one.id for one in make().all()] == [ids[1]]
     assert not (workspace.downloads_dir / ids[0]).exists() and not (workspace.downloads_dir / "stray").exists()
     assert "deleting a: nobody went on with it for" in caplog.text
 

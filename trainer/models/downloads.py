@@ -179,7 +179,7 @@ class Downloads:
         active = self._active
         return self.get(active) if active is not None else None
 
-    def list(self) -> list[Download]:
+    def all(self) -> list[Download]:
         """Every download that was not forgotten, newest first."""
         return [self._view(job) for job in sorted(self._jobs(), key=lambda job: job.created, reverse=True)]
 

@@ -9,6 +9,7 @@
     const name = h("a", { class: "sl-name", href: "?tab=runs" });
     const bar = h("progress", { max: "100", value: "0", "aria-label": "Progress of the run" });
     const line = h("span", { class: "sl-line" });
+    const beside = h("span", { class: "sl-line sl-beside" });
     const machine = h("span", { class: "sl-machine" });
     const buttons = h("span", { class: "sl-actions" });
     const told = h("span", { class: "sl-hidden", role: "status" });
@@ -16,7 +17,7 @@
     const strip = h(
       "section",
       { class: "sl-strip", "aria-label": "Status" },
-      h("span", { class: "sl-now" }, chip, name, bar, line),
+      h("span", { class: "sl-now" }, chip, name, bar, line, beside),
       buttons,
       told,
     );
@@ -30,7 +31,8 @@
     });
     name.addEventListener("click", (event) => {
       event.preventDefault();
-      open_run(name.dataset.run);
+      if (name.dataset.run) open_run(name.dataset.run);
+      else open_tab("models");
     });
 
     function open_run(run) {
@@ -54,8 +56,10 @@
       bar.hidden = !state.active;
       bar.value = state.percent;
       setText(line, state.headline + (state.waiting ? ` · ${state.waiting} waiting` : ""));
+      setText(beside, state.beside);
+      beside.hidden = !state.beside;
       setText(machine, state.machine);
-      redraw(buttons, [state.run, state.actions], ([run, actions]) =>
+      redraw(buttons, [state.run, state.download, state.actions], ([run, download, actions]) =>
         actions.map(([action, label]) =>
           h(
             "button",
@@ -64,7 +68,7 @@
               class: `sl-button ${action === "stop" ? "sl-stop" : ""}`,
               "data-key": action,
               "aria-label": `${label} ${state.name}`,
-              onclick: () => act(server, "strip_action", { run, action }),
+              onclick: () => act(server, "strip_action", { run, download, action }),
             },
             label,
           ),

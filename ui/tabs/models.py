@@ -1,46 +1,149 @@
-"""The Models tab: what is here, and bringing in a file or folder that is on this machine already."""
+"""The Models tab: fetching from a hub, what is here, what is suggested, and bringing in what is on this machine already."""
 
 from __future__ import annotations
 
+import secrets
+import shutil
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 from gradio.events import Dependency
 
-from security.roots import Root, resolve_user_path
-from trainer.models.library import ModelInfo, import_model
+from security.roots import resolve_user_path
+from trainer.models.catalog import catalog
+from trainer.models.jobfiles import DownloadState
+from trainer.models.library import import_model, remove_model
+from trainer.models.plans import Plan
 from trainer.runs import RunFolder
 from ui.machine import gigabytes
 from ui.messages import ShownError, outcome, text_of
+from ui.model_views import catalog_row, download_row, model_row, plan_view
 from ui.services import IMPORT_FOLDER, Services
 from ui.widgets import drawn_view
+
+MAX_PLANS = 50
+"""Links that were checked and not fetched yet, of all visitors together."""
 
 
 @dataclass(frozen=True)
 class ModelsTab:
-    """What other tabs connect to: `view` triggers `use` with a model's name; `imported` is over when a model came in."""
+    """What other tabs connect to: `view` triggers `use` with a model's name and `arrived` when one was fetched;
+    `imported` is over when a model was brought in."""
 
     view: gr.HTML
     import_button: gr.Button
     imported: Dependency
 
 
+class FetchDesk:
+    """Answers the scripts of the tab. What a link brings is kept here, so that the page can't say anything else of it."""
+
+    def __init__(self, services: Services) -> None:
+        self.services = services
+        self._guard = threading.Lock()
+        self._plans: OrderedDict[str, Plan] = OrderedDict()
+        self._bases: dict[str, str] = {}
+        self._arrived: set[str] = set()
+
+    def models_state(self, _argument: Any = None) -> dict[str, Any]:
+        """The library, the downloads and what is suggested."""
+        downloads = self.services.downloads.all()
+        arrived = {one.id for one in downloads if one.state is DownloadState.DONE}
+        if not arrived <= self._arrived:
+            self.services.library.forget()
+        self._arrived = arrived
+        uses = self._uses()
+        return {
+            "downloads": [download_row(download) for download in downloads],
+            "models": [model_row(info, uses[info.name]) for info in self.services.library.models()],
+            "catalog": [catalog_row(row) for row in catalog()],
+            "fault": self.services.downloads.fault,
+        }
+
+    def check_source(self, argument: Any = None) -> dict[str, Any]:
+        """Asks the hub what a link brings; nothing is fetched yet."""
+        file = argument.get("file") if isinstance(argument, dict) else None
+        plan = self.services.downloads.plan(text_of(argument, "text"), file=file if isinstance(file, str) else "")
+        plan_id = secrets.token_hex(8)
+        with self._guard:
+            self._plans[plan_id] = plan
+            while len(self._plans) > MAX_PLANS:
+                self._plans.popitem(last=False)
+        free = shutil.disk_usage(self.services.workspace.downloads_dir).free
+        return plan_view(plan_id, plan, free)
+
+    def download(self, argument: Any = None) -> dict[str, Any]:
+        """Starts what was checked."""
+        with self._guard:
+            plan = self._plans.get(text_of(argument, "plan"))
+        if plan is None:
+            raise ShownError("This was checked too long ago. Press Check again.")
+        name = argument.get("name")
+        self.services.downloads.start(
+            plan,
+            name=name if isinstance(name, str) else "",
+            convert=argument.get("convert") is True,
+            confirmed=argument.get("confirmed") is True,
+        )
+        return {"text": f"{plan.title} is being fetched. You can close this page meanwhile."}
+
+    def download_action(self, argument: Any = None) -> dict[str, Any]:
+        """Does what a button of a download says."""
+        return download_action(self.services, text_of(argument, "id"), text_of(argument, "action"))
+
+    def remove(self, argument: Any = None) -> dict[str, Any]:
+        """Takes a model out of the library; not the embedded one, nor one that a run needs now."""
+        name = text_of(argument, "name")
+        info = next((info for info in self.services.library.models() if info.name == name), None)
+        if info is None or info.builtin:
+            raise ShownError(f"{name} is not a model that can be removed.")
+        active = self.services.jobs.active_run_id
+        if active and RunFolder.find(self.services.workspace, active).config().model.base == name:
+            raise ShownError(f"{name} is in use by the run {active}. Stop the run first.")
+        remove_model(self.services.workspace, name)
+        self.services.library.forget()
+        return {"text": f"{name} is removed."}
+
+    def _uses(self) -> Counter[str]:
+        """How many runs were trained on each base. A run's settings never change, so they are read once."""
+        runs = [run.run_id for run in self.services.jobs.runs()]
+        for run_id in runs:
+            if run_id not in self._bases:
+                self._bases[run_id] = RunFolder.find(self.services.workspace, run_id).config().model.base
+        return Counter(self._bases[run_id] for run_id in runs)
+
+
+def download_action(services: Services, download_id: str, action: str) -> dict[str, Any]:
+    """Cancels, goes on with or forgets a download. Raises SafelightError when it is no longer in a state for it."""
+    downloads = services.downloads
+    name = downloads.get(download_id).name
+    actions: dict[str, tuple[Callable[[str], None], str]] = {
+        "cancel": (downloads.cancel, f"{name} is stopped. What has come is kept."),
+        "resume": (downloads.resume, f"{name} goes on."),
+        "remove": (downloads.remove, f"{name} is off the list."),
+    }
+    if action not in actions:
+        raise ShownError(f"The page asked for {action!r}, which is no action. Reload the page.")
+    work, text = actions[action]
+    work(download_id)
+    return {"text": text}
+
+
 def models_tab(services: Services) -> ModelsTab:
     """Draws the tab."""
 
-    def models_state(_argument: Any = None) -> dict[str, Any]:
-        return {"models": [_row(info) for info in services.library.models()]}
-
-    def remove(argument: Any = None) -> dict[str, Any]:
-        name = text_of(argument, "name")
-        _remove(services, name)
-        services.library.forget()
-        return {"text": f"{name} is removed."}
-
-    gr.Markdown("## Models on this machine")
-    view = drawn_view("models", functions=[models_state, remove], events=["use"])
-    gr.Markdown("## Bring in a model")
+    desk = FetchDesk(services)
+    gr.Markdown("## Fetch a model")
+    view = drawn_view(
+        "models",
+        functions=[desk.models_state, desk.check_source, desk.download, desk.download_action, desk.remove],
+        events=["use", "arrived"],
+    )
+    gr.Markdown("## Bring in a model that is on this machine")
     gr.Markdown(_where(services))
     with gr.Row(equal_height=True):
         path = gr.Textbox(
@@ -62,18 +165,6 @@ def models_tab(services: Services) -> ModelsTab:
     return ModelsTab(view, button, imported)
 
 
-def _remove(services: Services, name: str) -> None:
-    """Takes a model out of the library. Raises ShownError for the embedded one and for one that a run needs now."""
-    info = next((info for info in services.library.models() if info.name == name), None)
-    if info is None or info.builtin:
-        raise ShownError(f"{name} is not a model that can be removed.")
-    active = services.jobs.active_run_id
-    if active and RunFolder.find(services.workspace, active).config().model.base == name:
-        raise ShownError(f"{name} is in use by the run {active}. Stop the run first.")
-    models_dir = services.workspace.models_dir
-    Root(models_dir).remove_tree(models_dir / info.path.relative_to(models_dir).parts[0])
-
-
 def _where(services: Services) -> str:
     place = (
         f"the folder `{IMPORT_FOLDER}` of the workspace"
@@ -84,14 +175,3 @@ def _where(services: Services) -> str:
         f"Type where it lies; it may be in {place}. The file is checked before anything uses it: only safetensors weights are "
         "taken, nothing in it is run."
     )
-
-
-def _row(info: ModelInfo) -> dict[str, Any]:
-    return {
-        "name": info.name,
-        "family": info.family_label,
-        "size": gigabytes(info.num_bytes),
-        "prediction": info.prediction_type,
-        "builtin": info.builtin,
-        "problem": info.problem,
-    }
