@@ -15,7 +15,7 @@ import stat
 import threading
 import time
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from html import escape
@@ -124,13 +124,15 @@ class Credentials:
         password: str,
         *,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         base_delay_seconds: float = LOGIN_BASE_DELAY_SECONDS,
     ) -> None:
-        """`password` was made by generate_password or passed check_password_strength. Tests pass their own clock."""
+        """`password` was made by generate_password or passed check_password_strength. Tests pass their own clock and sleep."""
         self.key = _never_shown(secrets.token_urlsafe(24), "key of the page's link")
         self._salt = secrets.token_bytes(16)
         self._hash = self._scrypt(_never_shown(password, "password of the page"))
         self._clock = clock
+        self._sleep = sleep
         self._base_delay_seconds = base_delay_seconds
         self._sessions: dict[bytes, _Session] = {}
         self._guard = threading.RLock()
@@ -172,7 +174,7 @@ class Credentials:
                 self._forget_or_refuse()
                 if self._failures:
                     delay = self._base_delay_seconds * 2 ** (self._failures - 1)
-                    await asyncio.sleep(min(delay, LOGIN_MAX_DELAY_SECONDS))
+                    await self._sleep(min(delay, LOGIN_MAX_DELAY_SECONDS))
                 # scrypt takes 50 ms and 16 MB on purpose; in a thread, so that the page of others goes on.
                 found = await asyncio.to_thread(self._scrypt, password)
                 matches = hmac.compare_digest(found, self._hash)

@@ -45,14 +45,14 @@ class RealPage:
 
 
 @contextlib.contextmanager
-def real_page(folder: Path, **options: Any) -> Iterator[RealPage]:
+def real_page(folder: Path, *, base_delay_seconds: float = 0.0, **options: Any) -> Iterator[RealPage]:
     """Serves the page with a password, over a fresh workspace in `folder`; closes it at the end."""
     told: list[str] = []
     workspace = Workspace.open(folder / "workspace")
     jobs = Jobs(workspace)
     port = free_port()
     serve = ServeOptions(port=port, open_browser=False, **{"listen": True, **options})
-    entrance = _entrance(serve, port, Credentials(PASSWORD, base_delay_seconds=0.0))
+    entrance = _entrance(serve, port, Credentials(PASSWORD, base_delay_seconds=base_delay_seconds))
     entrance._tell = told.append
     services = _services(serve, workspace, jobs, entrance)
     page = _launch(serve, port, services)

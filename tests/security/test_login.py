@@ -9,8 +9,16 @@ from pathlib import Path
 import pytest
 
 from security.errors import RefusedConfig, RefusedRequest
-from security.login import Credentials, check_password_strength, generate_password, login_page, read_password_file
+from security.login import (
+    Credentials,
+    Place,
+    check_password_strength,
+    generate_password,
+    login_page,
+    read_password_file,
+)
 from security.policy import MAX_LOGIN_FAILURES, MAX_SESSIONS, MAX_WAITING_LOGINS, SESSION_IDLE_SECONDS, SESSION_SECONDS
+from tests.security.guessing import guesses_in
 
 PASSWORD = "correct horse battery"
 
@@ -135,14 +143,13 @@ def test_the_number_of_sessions_is_bounded(credentials: Credentials, clock: Cloc
     assert credentials.has_session(tokens[-1])
 
 
-def test_every_wrong_password_doubles_the_wait(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_wrong_password_doubles_the_wait(clock: Clock) -> None:
     waits: list[float] = []
 
     async def note(seconds: float) -> None:
         waits.append(seconds)
 
-    monkeypatch.setattr(asyncio, "sleep", note)
-    credentials = Credentials(PASSWORD, clock=clock)
+    credentials = Credentials(PASSWORD, clock=clock, sleep=note)
 
     async def fail(times: int) -> None:
         for _ in range(times):
@@ -179,14 +186,13 @@ def test_success_forgives(credentials: Credentials) -> None:
     asyncio.run(story())
 
 
-def test_guessing_in_parallel_does_not_help(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_guessing_in_parallel_does_not_help(clock: Clock) -> None:
     waits: list[float] = []
 
     async def note(seconds: float) -> None:
         waits.append(seconds)
 
-    monkeypatch.setattr(asyncio, "sleep", note)
-    credentials = Credentials(PASSWORD, clock=clock)
+    credentials = Credentials(PASSWORD, clock=clock, sleep=note)
 
     async def story() -> list[object]:
         return await asyncio.gather(*(credentials.check_password("wrong") for _ in range(40)), return_exceptions=True)
@@ -223,3 +229,49 @@ def test_the_login_page_escapes_and_loads_nothing() -> None:
     assert "&lt;script&gt;" in html
     assert "http" not in html.replace("method", "")
     assert 'role="alert"' not in login_page("", "x")
+
+
+def test_guesses_an_hour_are_few() -> None:
+    """Ten over 92 seconds of waiting, then a quarter of an hour for nobody, again and again."""
+    assert guesses_in(60.0).compared == 8
+    assert guesses_in(3600.0).compared == 40
+
+
+def test_a_list_of_logins_and_their_ends(credentials: Credentials, clock: Clock) -> None:
+    ended: list[str] = []
+    credentials.when_a_login_ends(ended.append)
+    here, share, other = (credentials.open_session(place) for place in (Place.HERE, Place.SHARE, Place.NETWORK))
+    ids = [credentials.login_of(token) for token in (here, share, other)]
+    assert len(set(ids)) == 3
+    assert not set(ids) & {here, share, other}
+    clock.now += 100
+    assert credentials.login_of(other) == ids[2]
+    clock.now += 20
+    assert credentials.is_logged_in(ids[0])  # asking for it does not count as using it
+    told = [(login.id, login.place, login.began_seconds_ago, login.used_seconds_ago) for login in credentials.logins()]
+    assert told[0] == (ids[2], Place.NETWORK, 120.0, 20.0)
+    assert {row[0]: row[2:] for row in told[1:]} == {ids[0]: (120.0, 120.0), ids[1]: (120.0, 120.0)}
+    assert credentials.end_logins_of(Place.SHARE) == 1
+    assert (credentials.login_of(share), ended) == ("", [ids[1]])
+    assert credentials.end_login(ids[2])
+    assert not credentials.end_login(ids[2])
+    assert not credentials.end_login("")
+    clock.now += SESSION_IDLE_SECONDS
+    assert not credentials.is_logged_in(ids[0])
+    assert credentials.logins() == []
+    assert ended == [ids[1], ids[2], ids[0]]
+
+
+def test_a_new_key_and_password_replace_the_old_ones(credentials: Credentials) -> None:
+    old = credentials.key
+    own, other = credentials.open_session(), credentials.open_session()
+    credentials.renew("another long password")
+    assert credentials.key != old
+    assert not credentials.check_key(old)
+    assert not asyncio.run(credentials.check_password(PASSWORD))
+    assert asyncio.run(credentials.check_password("another long password"))
+    credentials.renew()
+    assert asyncio.run(credentials.check_password("another long password"))
+    assert credentials.has_session(other)
+    assert credentials.end_others(credentials.login_of(own)) == 1
+    assert (credentials.has_session(own), credentials.has_session(other)) == (True, False)
