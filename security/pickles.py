@@ -212,7 +212,14 @@ class _Machine:
         for key, value in zip(values[::2], values[1::2], strict=True):
             if type(key) not in (str, int):
                 raise _Refused("it has a table whose keys are neither texts nor numbers")
-            table.items[key] = value
+            table.items[key] = self.counted(value)
+
+    def counted(self, value: Any) -> Any:
+        """A value that goes into a table or list. Each place of a tensor counts: the same one may stand under many names."""
+        if type(value) is Tensor:
+            self.num_tensors += 1
+            self.num_bytes += value.num_bytes
+        return value
 
     def call(self) -> None:
         """REDUCE: only the constructors of tensors and tables, and only on what they take."""
@@ -221,7 +228,7 @@ class _Machine:
             raise _Refused("its pickle calls something")
         match function.name:
             case "collections.OrderedDict":
-                self.push(_ordered(arguments))
+                self.push(self.ordered(arguments))
             case "torch._utils._rebuild_parameter":
                 if len(arguments) != 3 or type(arguments[0]) is not Tensor or not _are_hooks(arguments[2]):
                     raise _Refused("it describes a parameter in an unknown way")
@@ -233,6 +240,19 @@ class _Machine:
                 self.push(arguments)
             case _:
                 self.push(self.tensor(function.name, arguments))
+
+    def ordered(self, arguments: tuple[Any, ...]) -> Table:
+        """OrderedDict(), or OrderedDict of a list of [key, value], as Python 2 wrote it."""
+        table = Table(ordered=True)
+        if arguments == ():
+            return table
+        if len(arguments) != 1 or type(arguments[0]) is not list:
+            raise _Refused("it describes a table in an unknown way")
+        for pair in arguments[0]:
+            if type(pair) not in (list, tuple) or len(pair) != 2 or type(pair[0]) not in (str, int):
+                raise _Refused("it describes a table in an unknown way")
+            table.items[pair[0]] = self.counted(pair[1])
+        return table
 
     def tensor(self, function: str, arguments: tuple[Any, ...]) -> Tensor:
         """A tensor, checked against its storage. Arguments: storage, offset, size, stride, requires_grad, hooks[, dtype]."""
@@ -258,8 +278,6 @@ class _Machine:
         last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) if elements else 0
         if elements * bytes_each > stored or (elements and (last + 1) * bytes_each > stored):
             raise _Refused(f"it has a tensor of the shape {str(shape)[:60]} on {stored} bytes")
-        self.num_tensors += 1
-        self.num_bytes += elements * bytes_each
         return Tensor(elements * bytes_each)
 
     def storage(self) -> None:
@@ -311,26 +329,12 @@ class _Machine:
 
     def append_all(self, values: list[Any]) -> None:
         """APPEND and APPENDS."""
-        self.top(list).extend(values)
+        self.top(list).extend(map(self.counted, values))
 
     def set_one(self) -> None:
         """SETITEM."""
         value, key = self.pop(), self.pop()
         self.put_all([key, value])
-
-
-def _ordered(arguments: tuple[Any, ...]) -> Table:
-    """OrderedDict(), or OrderedDict of a list of [key, value], as Python 2 wrote it."""
-    table = Table(ordered=True)
-    if arguments == ():
-        return table
-    if len(arguments) != 1 or type(arguments[0]) is not list:
-        raise _Refused("it describes a table in an unknown way")
-    for pair in arguments[0]:
-        if type(pair) not in (list, tuple) or len(pair) != 2 or type(pair[0]) not in (str, int):
-            raise _Refused("it describes a table in an unknown way")
-        table.items[pair[0]] = pair[1]
-    return table
 
 
 def _are_hooks(value: object) -> bool:

@@ -89,7 +89,9 @@ CALLS: dict[str, Maker] = {
     "pkgutil.resolve_name": lambda marker: call("pkgutil", "resolve_name", text("os:system")),
     "operator.methodcaller": lambda marker: call("operator", "methodcaller", text("system"), touch(marker)),
     "functools.partial": lambda marker: call("functools", "partial", name("os", "system"), touch(marker)),
-    "functools.reduce": lambda marker: call("functools", "reduce", name("os", "system"), listing(touch(marker))),
+    "functools.reduce": lambda marker: call(
+        "functools", "reduce", name("builtins", "eval"), listing(python(marker), b"}")
+    ),
     "marshal.loads": lambda marker: call("marshal", "loads", text("x")),
     "types.FunctionType": lambda marker: call("types", "FunctionType", number(1)),
     "pickle.loads": lambda marker: call("pickle", "loads", text("x")),
@@ -244,6 +246,9 @@ TENSORS: dict[str, bytes] = {
     ),
     "a thousand views of one storage": pickled(
         *(part for index in range(1000) for part in (text(f"t{index}"), tensor()))
+    ),
+    "one tensor under a thousand names": pickled(
+        text("first"), tensor() + b"q\x01", *(part for index in range(1000) for part in (text(f"t{index}"), b"h\x01"))
     ),
     "numbers of no tensor": PROTOCOL + table() + STOP,
 }
