@@ -138,6 +138,8 @@ def told_plainly(watch: Watch, host: str) -> Iterator[None]:
     except (OSError, http.client.HTTPException) as error:
         if watch.fault is not None:
             raise watch.fault from None
+        if isinstance(error, TimeoutError):
+            raise Interrupted(f"{host} did not answer in time.") from None
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise Interrupted(f"The connection to {host} broke: {reason}.") from None
 

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "hf_testtokentesttokentesttokentest"
 BUCKET = "civitai-delivery-worker-prod.5ac0637cfd0766c97916cefa3764fbdf.r2.cloudflarestorage.com"
 ONCE = replace(FAST, attempts=1)
-IMPATIENT = replace(FAST, connect=0.5, answer=0.5, idle=0.4, json_total=1.0, attempts=1)
+IMPATIENT = replace(FAST, connect=0.7, answer=0.7, idle=0.5, json_total=1.0, attempts=1)
 
 
 @dataclass

@@ -21,7 +21,6 @@ import ssl
 import struct
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -46,18 +45,18 @@ NAMES = (
 )
 """Every name in the server's certificate. Hosts that must be refused are among them, so that only the refusal helps."""
 FAST = Patience(
-    connect=2.0,
-    answer=2.0,
-    idle=2.0,
-    json_total=5.0,
-    download_total=30.0,
+    connect=10.0,
+    answer=10.0,
+    idle=10.0,
+    json_total=20.0,
+    download_total=60.0,
     throughput_window=30.0,
     poll=0.02,
     first_pause=0.01,
     longest_pause=0.05,
     longest_retry_after=1.0,
 )
-"""The product's waits, shortened for tests."""
+"""The product's waits, shortened for tests, and still long enough for a busy machine."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,8 @@ class Reply:
     `ranges`: what happens to a Range header; "obey" also minds If-Range, "wrong" answers with another part.
     `announced`: the Content-Length ("right", any number, or None for none at all: the body ends with the connection).
     `chunked`: sends the body in chunks and no length, unless `announced` is a number too.
-    `stop_after`: the connection is reset after so many bytes of the body. `pause`: seconds before each piece of `piece`
+    `stop_after`: the connection ends after so many bytes of the body; with `reset` by a TCP reset, which may also swallow
+    bytes that the client has not read yet. `pause`: seconds before each piece of `piece`
     bytes; `header_pause`: seconds before each byte of the head. `raw`: these bytes instead of all that.
     """
 
@@ -96,6 +96,7 @@ class Reply:
     announced: int | Literal["right"] | None = "right"
     chunked: bool = False
     stop_after: int | None = None
+    reset: bool = False
     piece: int = 64 * 1024
     pause: float = 0.0
     header_pause: float = 0.0
@@ -289,9 +290,9 @@ class _Handler(BaseHTTPRequestHandler):
         for start in range(0, len(sent), reply.piece):
             part = sent[start : start + reply.piece]
             self._send(b"%x\r\n%s\r\n" % (len(part), part) if reply.chunked else part, reply.pause, len(part) + 32)
-        if reply.stop_after is not None:
+        if reply.reset:
             self._reset()
-        elif reply.chunked:
+        elif reply.chunked and reply.stop_after is None:
             self._send(b"0\r\n\r\n", 0, 16)
 
     def _send(self, data: bytes, pause: float, piece: int) -> None:
@@ -302,9 +303,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(data[start : start + piece])
 
     def _reset(self) -> None:
-        """Ends the connection with a TCP reset instead of a goodbye, once the client had time to read."""
-        time.sleep(0.05)
-        self.wfile.flush()
+        """Ends the connection with a TCP reset instead of a goodbye."""
         descriptor = self.request.detach()
         with socket.socket(fileno=descriptor) as bare:
             bare.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

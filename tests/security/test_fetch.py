@@ -188,9 +188,9 @@ class Notifying(list[tuple[int, "int | None"]]):
 
 
 def test_different_files_come_side_by_side(bench: Bench) -> None:
-    """Four downloads that take a good half second each take no two."""
+    """Four downloads that take 1.5 seconds each don't take six."""
     for number in range(4):
-        bench.hubs.on("huggingface.co", f"/{number}", Reply(body=DATA, piece=400_000, pause=0.1))
+        bench.hubs.on("huggingface.co", f"/{number}", Reply(body=DATA, piece=600_000, pause=0.3))
     start = time.monotonic()
 
     def one(number: int) -> None:
@@ -206,7 +206,7 @@ def test_different_files_come_side_by_side(bench: Bench) -> None:
     for thread in threads:
         thread.join()
     assert [path.read_bytes() == DATA for path in bench.folder.glob("*.whole")] == [True] * 4
-    assert time.monotonic() - start < 4 * 0.7
+    assert time.monotonic() - start < 4 * 1.4
 
 
 # Stopping

@@ -221,8 +221,10 @@ REFUSED_ANSWERS: list[tuple[str, Reply, str]] = [
 
 BROKEN_ANSWERS: list[tuple[str, Reply]] = [
     ("shorter than announced", Reply(body=b"data", announced=10)),
-    ("reset", Reply(body=bytes(100_000), stop_after=50_000)),
-    ("reset in chunks", Reply(body=bytes(100_000), stop_after=50_000, chunked=True)),
+    ("reset", Reply(body=bytes(100_000), stop_after=50_000, reset=True)),
+    ("reset in chunks", Reply(body=bytes(100_000), stop_after=50_000, chunked=True, reset=True)),
+    ("end in chunks", Reply(body=bytes(100_000), stop_after=50_000, chunked=True)),
+    ("end", Reply(body=bytes(100_000), stop_after=50_000)),
     ("chunks without an end", Reply(raw=b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\ndata\r\n")),
     (
         "chunks that are none",
