@@ -276,7 +276,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Any GET request."""
         path, _, query = self.path.partition("?")
-        headers = {name.lower(): value for name, value in self.headers.items()}
+        headers = {name.lower(): ", ".join(self.headers.get_all(name, [])) for name in self.headers}
         host = headers.get("host", "")
         tls_name = getattr(self.request, "asked_name", None)
         reply = self.server.hubs.answer_to(Seen(host, path, query, headers, tls_name))

@@ -101,7 +101,7 @@ def test_dripping_body_ends(hubs: Hubs) -> None:
 
 def test_steady_body_is_fast_enough(hubs: Hubs) -> None:
     hubs.on("huggingface.co", PATH, Reply(body=bytes(2000), piece=100, pause=0.02))
-    patience = replace(FAST, throughput_window=0.1, throughput_bytes_per_second=1000)
+    patience = replace(FAST, throughput_window=0.1, throughput_bytes_per_second=20)
     assert body_of(hubs.network(patience), FILE) == bytes(2000)
 
 
