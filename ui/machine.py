@@ -14,6 +14,7 @@ import psutil
 
 from security.errors import FailedCommand
 from security.processes import run
+from trainer.models.text import gigabytes
 
 logger = logging.getLogger("safelight.machine")
 
@@ -101,15 +102,6 @@ def parse_gpus(output: str) -> tuple[Gpu, ...]:
             load = int(parts[3]) if parts[3].isdigit() else 0
             gpus.append(Gpu(parts[0], int(parts[1]) * mebibyte, int(parts[2]) * mebibyte, load))
     return tuple(gpus)
-
-
-def gigabytes(num_bytes: float) -> str:
-    """Bytes as "6.9 GB" (10^9 bytes), or in MB or kB when small."""
-    for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if num_bytes >= size:
-            value = num_bytes / size
-            return f"{value:.1f} {unit}" if value < 100 else f"{value:.0f} {unit}"
-    return f"{num_bytes:.0f} bytes"
 
 
 def memory_line(facts: MachineFacts) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from trainer.families import FAMILIES
@@ -26,6 +27,7 @@ STATES: dict[DownloadState, tuple[str, str]] = {
 """Word and tone of each state."""
 CANCEL = "cancel_download"
 """The strip's action on a download."""
+_COMMIT = re.compile(r"\b[0-9a-f]{40}\b")
 INTEGRITY: dict[Integrity, tuple[str, str]] = {
     Integrity.VERIFIED: ("verified: the files are those that came", ""),
     Integrity.UNREAD: ("compared when it is used", ""),
@@ -49,7 +51,7 @@ def model_row(info: ModelInfo, num_runs: int) -> dict[str, Any]:
         "usable": not info.problem and info.integrity is not Integrity.CHANGED,
         "state": state,
         "tone": tone,
-        "source": info.source,
+        "source": _COMMIT.sub(lambda found: found[0][:12], info.source),
         "used": f"{num_runs} run{'' if num_runs == 1 else 's'}" if num_runs else "",
     }
 
@@ -121,7 +123,6 @@ def plan_view(plan_id: str, plan: Plan, free_bytes: int) -> dict[str, Any]:
     size = gigabytes(plan.num_bytes) if plan.num_bytes else "size unknown"
     after = gigabytes(free_bytes - plan.num_bytes) if free_bytes > plan.num_bytes else "not enough room"
     facts: list[tuple[str, str]] = [
-        ("From", f"{plan.service.value}, {plan.source}"),
         ("Family", FAMILIES[plan.family].label if plan.family else "found out from the file itself"),
         ("Revision", plan.revision),
     ]
@@ -133,6 +134,8 @@ def plan_view(plan_id: str, plan: Plan, free_bytes: int) -> dict[str, Any]:
         "plan": plan_id,
         "title": plan.title,
         "name": plan.name,
+        "service": plan.service.value,
+        "source": plan.repo or plan.source,
         "page": plan.page,
         "facts": [[name, value] for name, value in facts],
         "notes": [*plan.facts],

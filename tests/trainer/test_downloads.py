@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from security import landlock
 from security.errors import RefusedName, RefusedUrl, SafelightError
 from security.policy import Service
+from security.sandbox import probe
 from security.secrets import Secret
 from tests.hubs.civitai import STORAGE as CIVITAI_STORAGE
 from tests.hubs.civitai import CivitaiPlayer
@@ -20,6 +22,7 @@ from tests.hubs.huggingface import COMMIT, HuggingFacePlayer
 from tests.hubs.huggingface import STORAGE as HUB_STORAGE
 from tests.hubs.models import (
     LORA_TENSORS,
+    SDXL_TENSORS,
     diffusers_files,
     pickle_checkpoint,
     safetensors_bytes,
@@ -343,6 +346,52 @@ def test_a_pickle_needs_the_converter(make: Make, hubs: Hubs, workspace: Workspa
     with pytest.raises(RefusedModel, match=r"\.ckpt file, which can run code.*convert"):
         downloads.start(downloads.plan(REPO))
     assert downloads.all() == []
+
+
+def test_a_pickle_comes_through_the_converter(make: Make, hubs: Hubs, workspace: Workspace, tmp_path: Path) -> None:
+    import torch
+
+    if not probe().active:
+        pytest.skip(f"no sandbox here: {probe().detail}")
+    state = {name: torch.ones(shape, dtype=torch.float16) for name, shape in SDXL_TENSORS.items()}
+    torch.save({"state_dict": state, "global_step": 7}, tmp_path / "old.ckpt")
+    data = (tmp_path / "old.ckpt").read_bytes()
+    HuggingFacePlayer(hubs, REPO, {"old.ckpt": data}).publish()
+    done = fetched(make(), REPO, convert=True)
+    assert done.state is DownloadState.DONE, done.message
+    assert in_library(workspace) == {"old.safetensors", "old.provenance.json"}
+    assert find_model(workspace, "old").family == "sdxl"
+    recorded = read_provenance(workspace, "old")
+    assert recorded and f"converted from old.ckpt with the SHA-256 {sha256(data)}" in recorded.checked
+
+
+def test_a_pickle_that_would_run_code_is_refused_by_the_converter(
+    make: Make, hubs: Hubs, workspace: Workspace, tmp_path: Path
+) -> None:
+    import torch
+
+    class Harmless:
+        """Stands for what an attacker puts there: reading it calls a function."""
+
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(tmp_path / "it ran"),)
+
+    torch.save({"state_dict": {"x": Harmless()}}, tmp_path / "bad.ckpt")
+    HuggingFacePlayer(hubs, REPO, {"bad.ckpt": (tmp_path / "bad.ckpt").read_bytes()}).publish()
+    refused = fetched(make(), REPO, convert=True)
+    assert refused.state is DownloadState.FAILED and "bad.ckpt" in refused.message
+    assert not (tmp_path / "it ran").exists() and in_library(workspace) == set()
+
+
+def test_without_a_sandbox_nothing_is_fetched_to_be_converted(
+    make: Make, hubs: Hubs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(landlock, "abi", lambda: 0)
+    HuggingFacePlayer(hubs, REPO, {"old.ckpt": pickle_checkpoint()}).publish()
+    downloads = make()
+    with pytest.raises(RefusedModel, match="only be converted in a sandbox"):
+        downloads.start(downloads.plan(REPO), convert=True)
+    assert len(hubs.seen) == 1, "only the list was asked for"
 
 
 def test_what_is_open_has_to_be_decided_first(make: Make, hubs: Hubs) -> None:

@@ -23,6 +23,7 @@ from security.names import safe_name
 from security.net import Network
 from security.policy import FREE_DISK_RESERVE_BYTES, PART_FILE_DAYS, Service
 from security.roots import Root
+from security.sandbox import probe
 from security.secrets import Secret
 from trainer.models import civitai, huggingface
 from trainer.models.catalog import CatalogRow
@@ -105,6 +106,11 @@ class Downloads:
         if self._fault:
             raise SafelightError(self._fault)
         plan = _ready(plan, convert=convert, confirmed=confirmed, sha256=sha256)
+        if plan.needs_convert and not (sandbox := probe()).active:
+            raise RefusedModel(
+                f"{plan.files[0].path} can only be converted in a sandbox, and there is none here. {sandbox.detail} Look for "
+                "a .safetensors version."
+            )
         chosen = safe_name(name.strip() or plan.name, "model name")
         self._refuse_taken(chosen)
         for job in self._jobs():

@@ -63,7 +63,8 @@
     function card(plan, text) {
       const facts = h("dl", { class: "sl-facts" }, plan.facts.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
       facts.append(h("dt", {}, "Licence"), h("dd", {}, plan.licence, " ", plan.licence_link ? outside(plan.licence_link, "(read it)") : null));
-      const box = h("div", { class: "sl-card" }, h("h3", {}, plan.title), h("p", {}, outside(plan.page, plan.page)), facts, list("fact", plan.notes), list("warning", plan.warnings));
+      facts.prepend(h("dt", {}, "From"), h("dd", {}, `${plan.service}, `, outside(plan.page, plan.source)));
+      const box = h("div", { class: "sl-card" }, h("h3", {}, plan.title), facts, list("fact", plan.notes), list("warning", plan.warnings));
       if (plan.ready) box.append(starter(plan));
       else box.append(chooser(plan, text));
       return box;
@@ -131,7 +132,7 @@
         h("div", { class: "sl-download-head" }, h("span", { class: `sl-chip sl-${one.tone}` }, one.word), h("strong", {}, one.name), h("span", { class: "sl-line" }, one.line)),
         one.active ? h("progress", { max: "100", value: String(one.percent), "aria-label": `Download of ${one.name}` }) : null,
         one.message ? h("p", { class: "sl-message sl-bad" }, one.message) : null,
-        h("div", { class: "sl-actions" }, one.actions.map(([action, label]) => button(label, `${label} ${one.name}`, () => do_download(one, action), action === "remove" ? "sl-stop" : ""))),
+        h("div", { class: "sl-actions" }, one.actions.map(([action, label]) => button(label, `${label} ${one.name}`, () => do_download(one, action), action === "remove" && !one.done ? "sl-stop" : ""))),
       );
 
     const draw_downloads = (all) => (all.length ? [h("h2", {}, "Downloads"), h("ul", { class: "sl-downloads" }, all.map(download_card))] : []);
@@ -145,16 +146,19 @@
     }
 
     const head = (names) => h("thead", {}, h("tr", {}, names.map((name) => (name ? h("th", { scope: "col" }, name) : h("td", {})))));
-    const cells = (texts) => texts.map((text) => h("td", {}, text));
+    const cell = (label, ...content) => h("td", { "data-label": label }, content); // the label is for phones, which show no head
 
     const model_row = (model) =>
       h(
         "tr",
         {},
         h("th", { scope: "row" }, model.name),
-        cells([model.family, model.size, model.prediction]),
-        h("td", {}, h("span", { class: model.tone ? `sl-${model.tone}` : "" }, model.state)),
-        cells([model.source, model.used]),
+        cell("Family", model.family),
+        cell("Size", model.size),
+        cell("Predicts", model.prediction),
+        cell("State", h("span", { class: model.tone ? `sl-${model.tone}` : "" }, model.state)),
+        cell("Came from", model.source),
+        cell("Used by", model.used),
         h(
           "td",
           {},
@@ -168,7 +172,7 @@
       );
 
     const draw_models = (models) =>
-      h("table", { class: "sl-table" }, head(["Name", "Family", "Size", "Predicts", "State", "Came from", "Used by", ""]), h("tbody", {}, models.map(model_row)));
+      h("table", { class: "sl-table sl-stack" }, head(["Name", "Family", "Size", "Predicts", "State", "Came from", "Used by", ""]), h("tbody", {}, models.map(model_row)));
 
     const catalog_row = (row) =>
       h(
@@ -176,14 +180,16 @@
         {},
         h("th", { scope: "row" }, row.title),
         h("td", {}, row.why),
-        cells([row.family, row.size, row.licence]),
+        cell("Family", row.family),
+        cell("Size", row.size),
+        cell("Licence", row.licence),
         h("td", {}, button("Check", `Check ${row.title}`, () => {
           check(row.name);
           asking.scrollIntoView({ block: "start" });
         })),
       );
 
-    const draw_catalog = (rows) => h("table", { class: "sl-table" }, head(["Model", "What for", "Family", "Size", "Licence", ""]), h("tbody", {}, rows.map(catalog_row)));
+    const draw_catalog = (rows) => h("table", { class: "sl-table sl-stack" }, head(["Model", "What for", "Family", "Size", "Licence", ""]), h("tbody", {}, rows.map(catalog_row)));
 
     // ---- looking ----
 
