@@ -71,6 +71,7 @@ def show_to_owner(text: str) -> None:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
         return
+    drain()
     pump.show((text + "\n").encode(sys.stdout.encoding or "utf-8", "replace"))
 
 

@@ -84,7 +84,7 @@ def _written_forms(secret: str) -> set[str]:
 _VALUE = r"[^\s\"'`&<>,;(){}\[\]\\*]"
 _TOKEN_SHAPES = re.compile(
     r"(?<![A-Za-z0-9])(?:"
-    r"hf_(?:jwt_)?[A-Za-z0-9][A-Za-z0-9_.-]{18,}|api_org_[A-Za-z0-9]{20,}"
+    r"hf_[A-Za-z0-9]{20,}|hf_jwt_[\w.-]{20,}(?<![.-])|api_org_[A-Za-z0-9]{20,}"
     r"|gh[opsur]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}"
     r"|eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]*)"
 )
@@ -93,7 +93,7 @@ _USERINFO = re.compile(r"(?<=://)[^\s/@\"'<>]*:[^\s/@\"'<>]+(?=@)")
 _BEARER = re.compile(r"(?i)\b(?:Bearer|Basic)[ \t]+(?P<secret>[A-Za-z0-9._~+/=-]{8,4096})")
 _HEADER = re.compile(
     r"(?i)\b(?:(?:proxy-)?authorization|(?:set-)?cookie|x-api-key)[\"']?[ \t]*[=:,][ \t]*b?[\"']?"
-    r"(?:(?:Bearer|Basic|Token)[ \t]+)?"
+    r"(?:(?:Bearer|Basic|Token)[ \t]+)?+"
     rf"(?P<secret>{_VALUE}{{6,4096}}(?:;[ \t]*{_VALUE}+)*)"
 )
 _NAMED = re.compile(
@@ -105,7 +105,7 @@ _SIGNED = re.compile(
     r"=(?P<secret>[^\s&\"'<>]{4,4096})"
 )
 _PATTERNS: tuple[tuple[tuple[str, ...], re.Pattern[str]], ...] = (
-    (("hf_", "api_org_", "gh", "eyj"), _TOKEN_SHAPES),
+    (("hf_", "api_org_", "gh", "github_pat_", "eyj"), _TOKEN_SHAPES),
     (("://",), _USERINFO),
     (("bearer", "basic"), _BEARER),
     (("authorization", "cookie", "x-api-key"), _HEADER),

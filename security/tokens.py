@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from security.errors import NeedsLogin, RefusedConfig
+from security.errors import FailedDownload, NeedsLogin, RefusedConfig
 from security.policy import Service
 from security.secrets import Secret
 from security.token_rights import Rights, rights_of
@@ -78,6 +78,13 @@ _stash: dict[str, str] = {}
 def take_tokens() -> None:
     """Takes the tokens out of this process' environment, for every TokenStore that is made later."""
     _stash.update(take_from_environment(os.environ))
+
+
+def _typed_secret(service: Service, text: str) -> Secret:
+    secret = make_secret(service, text, "what was typed")
+    if secret is None:
+        raise RefusedConfig(f"The {token_name(service)} is empty. Paste it, then press Save.")
+    return secret
 
 
 class TokenStore:
@@ -151,15 +158,16 @@ class TokenStore:
 
         Raises RefusedConfig for a text that is no token, and where there is no keyring.
         """
-        secret = make_secret(service, text, "what was typed")
-        if secret is None:
-            raise RefusedConfig(f"The {token_name(service)} is empty. Paste it, then press Save.")
+        secret = _typed_secret(service, text)
+        self._store(service, secret, keep)
+        return secret
+
+    def _store(self, service: Service, secret: Secret, keep: bool) -> None:
         with self._guard:
             if keep:
                 self._keep(service, secret)
             else:
                 self._typed[service] = secret
-        return secret
 
     def forget(self, service: Service) -> None:
         """Drops the token from memory (a typed one and one of the environment) and from the keyring. Files stay."""
@@ -206,15 +214,20 @@ class TokenStore:
     def save(self, service: Service, text: str, network: Asks, *, keep: bool = False) -> TokenState:
         """What the page's Save does: asks the hub about the token, and stores it unless it may change the account.
 
-        Raises RefusedConfig for a token that is no good or may do too much, and what `network` raises.
+        While the hub can't be reached, a token is taken into memory unchecked, but not into the keyring. Raises
+        RefusedConfig for a token that is no good or may do too much.
         """
-        secret = make_secret(service, text, "what was typed")
-        if secret is None:
-            raise RefusedConfig(f"The {token_name(service)} is empty. Paste it, then press Save.")
-        rights = self.examine(service, secret, network)
-        if rights.refused:
-            raise RefusedConfig(f"The token is not stored. {rights.warning}")
-        self.set(service, text, keep=keep)
+        secret = _typed_secret(service, text)
+        try:
+            rights = self.examine(service, secret, network)
+        except FailedDownload as error:
+            if keep:
+                raise RefusedConfig(f"The token is not kept, because it could not be checked. {error}") from None
+            self._rights[secret] = Rights(warning=f"It could not be checked yet. {error}")
+        else:
+            if rights.refused:
+                raise RefusedConfig(f"The token is not stored. {rights.warning}")
+        self._store(service, secret, keep)
         return self.state(service)
 
     def _sources(self, service: Service) -> Iterator[tuple[str, Callable[[], Secret | None]]]:
