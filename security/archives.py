@@ -22,7 +22,7 @@ from security.archive_directory import STORED, Entry, read_directory
 from security.errors import Cancelled, RefusedFile
 from security.names import same_name_key, sanitized_name
 from security.policy import (
-    DISK_RESERVE_BYTES,
+    FREE_DISK_RESERVE_BYTES,
     MAX_ARCHIVE_BYTES,
     MAX_ARCHIVE_DEPTH,
     MAX_ARCHIVE_FILE_BYTES,
@@ -171,10 +171,10 @@ def _check_sizes(entries: Sequence[Entry], folder: Path, archive: str) -> None:
     if total > MAX_ARCHIVE_BYTES:
         raise RefusedFile(f"{archive} is refused: it has {total / 1e9:.0f} GB unpacked. Split it.")
     free = shutil.disk_usage(folder).free
-    if total + DISK_RESERVE_BYTES > free:
+    if total + FREE_DISK_RESERVE_BYTES > free:
         raise RefusedFile(
             f"{archive} needs {total / 1e9:.1f} GB unpacked, and the disk has {free / 1e9:.1f} GB left, of which "
-            f"{DISK_RESERVE_BYTES / 1e9:.1f} GB stay free. Make room first."
+            f"{FREE_DISK_RESERVE_BYTES / 1e9:.1f} GB stay free. Make room first."
         )
 
 

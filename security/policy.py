@@ -87,8 +87,6 @@ MAX_ARCHIVE_RATIO = 100
 """Most bytes that one packed byte may become in a file over 1 MiB. Pictures hardly shrink; a bomb reaches 1032."""
 MAX_ARCHIVE_DEPTH = 4
 """Most folders above a file in a zip archive."""
-DISK_RESERVE_BYTES = 1024 * MIB
-"""What unpacking leaves free on the disk, for the system and for a run that is saving."""
 
 MAX_REQUEST_BODY_BYTES = 16 * MIB
 """Largest request body other than an upload: a few thousand edited captions fit."""

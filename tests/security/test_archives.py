@@ -20,7 +20,7 @@ import pytest
 from security import archives
 from security.archives import unpack
 from security.errors import Cancelled, RefusedFile
-from security.policy import MAX_ARCHIVE_RATIO
+from security.policy import FREE_DISK_RESERVE_BYTES, MAX_ARCHIVE_RATIO
 from tests.security.zip_files import DEFLATED, HOSTILE, Member, deflate, write_zip, zip_bytes
 
 SUFFIXES = (".png", ".txt")
@@ -187,10 +187,10 @@ def test_cancelling_leaves_nothing(tmp_path: Path) -> None:
 def test_a_full_disk_is_told_before_and_during(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_zip(tmp_path / "set.zip", Member("a.png", bytes(1000)))
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=archives.DISK_RESERVE_BYTES + 999))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=FREE_DISK_RESERVE_BYTES + 999))
     with pytest.raises(RefusedFile, match="Make room first"):
         unpack(source, tmp_path / "out", SUFFIXES)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=archives.DISK_RESERVE_BYTES + 1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=FREE_DISK_RESERVE_BYTES + 1000))
     real = archives.Root.create_file
 
     class Full(io.BytesIO):
