@@ -96,7 +96,8 @@ def refuse_pickle(path: Path) -> None:
     else:
         return
     raise RefusedFile(
-        f"{path.name} is {meaning}, a format that can run code when opened. Get the .safetensors version of the model."
+        f"{path.name} is {meaning}, a format that can run code when opened. Get the .safetensors version of the model, or "
+        "have a PyTorch checkpoint converted in a sandbox (on the Models page, or `python launch.py convert FILE`)."
     )
 
 

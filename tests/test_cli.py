@@ -18,6 +18,7 @@ from PIL import Image
 
 from security.errors import SafelightError
 from security.images import open_image
+from security.sandbox import probe
 from tests.tiny import tiny_dataset, tiny_sd15
 from trainer import events
 from trainer.config.files import iter_settings, load_config
@@ -27,7 +28,7 @@ from trainer.runs import Progress, RunFolder, RunState
 from trainer.workspace import REPOSITORY_DIR, Workspace
 from ui import cli, cli_doctor, cli_run
 
-COMMANDS = ("demo", "train", "resume", "runs", "models", "tokens", "doctor", "test")
+COMMANDS = ("demo", "train", "resume", "runs", "models", "convert", "tokens", "doctor", "test")
 
 
 @pytest.fixture
@@ -333,9 +334,37 @@ def test_duration(seconds: float, text: str) -> None:
 def test_doctor_finds_this_machine_well(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     code = cli.main(["doctor", "--json"])
     checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)}
-    assert set(checks) == {"Python", "packages", "package hashes", "security floors", "torch", "workspace", "Chromium"}
+    assert set(checks) == {
+        "Python",
+        "packages",
+        "package hashes",
+        "security floors",
+        "torch",
+        "sandbox",
+        "workspace",
+        "Chromium",
+    }
+    assert checks["sandbox"]["ok"] and checks["sandbox"]["detail"] == probe().detail
     assert code == (0 if all(check["ok"] for check in checks.values()) else 1)
     assert checks["torch"]["detail"].startswith("torch 2.13.0")
+
+
+def test_convert_writes_beside_the_file_or_where_it_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    if not probe().active:
+        pytest.skip(f"no sandbox here: {probe().detail}")
+    torch.save({"state_dict": {"weight": torch.ones(2)}, "epoch": 3}, tmp_path / "model.ckpt")
+    assert cli.main(["convert", str(tmp_path / "model.ckpt")]) == 0
+    assert "model.safetensors: 1 tensors" in (said := capsys.readouterr().out) and "epoch" in said
+    assert cli.main(["convert", str(tmp_path / "model.ckpt")]) == cli.USER_FAULT
+    assert "exists already" in capsys.readouterr().err
+    (tmp_path / "model.ckpt").write_bytes(b"no checkpoint")
+    assert (
+        cli.main(["convert", str(tmp_path / "model.ckpt"), "--out", str(tmp_path / "b.safetensors")]) == cli.USER_FAULT
+    )
+    assert "model.ckpt is not a checkpoint" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.ckpt", "model.safetensors"]
 
 
 def test_doctor_sees_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

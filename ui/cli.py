@@ -192,6 +192,11 @@ def _models_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--catalog", action="store_true", help="list the models that are suggested instead")
 
 
+def _convert_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, metavar="FILE", help="the checkpoint: .ckpt, .pt, .pth or .bin; it stays as it is")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the new file (default: FILE's name as .safetensors)")
+
+
 def _tokens_arguments(parser: argparse.ArgumentParser) -> None:
     _add_json(parser, "print JSON")
     parser.add_argument("--check", action="store_true", help="ask each hub whose token it is and what it may do")
@@ -326,6 +331,13 @@ def show_doctor(options: argparse.Namespace) -> int:
     return doctor(options.workspace, as_json=options.json)
 
 
+def run_convert(options: argparse.Namespace) -> int:
+    """Turns a PyTorch checkpoint into a safetensors file, in a sandbox where it can do no harm (Linux)."""
+    from ui.cli_convert import convert
+
+    return convert(options.file, options.out)
+
+
 def show_tokens(options: argparse.Namespace) -> int:
     """Lists where tokens for the hubs are looked for and found; shows no part of them."""
     from security.net import Network
@@ -376,6 +388,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[..
     "runs": (_list_arguments, show_runs),
     "models": (_models_arguments, show_models),
     "fetch": (_fetch_arguments, run_fetch),
+    "convert": (_convert_arguments, run_convert),
     "tokens": (_tokens_arguments, show_tokens),
     "verify": (_verify_arguments, run_verify),
     "sign": (_sign_arguments, run_sign),

@@ -15,6 +15,7 @@ from security.errors import FailedCommand, SafelightError
 from security.locks import pins_of_this_machine
 from security.processes import run
 from security.roots import Root
+from security.sandbox import probe
 from security.versions import version_faults
 from trainer.workspace import REPOSITORY_DIR, Workspace
 
@@ -40,6 +41,7 @@ def doctor(workspace: Path | None, *, as_json: bool) -> int:
         check_hashes,
         check_security_floors,
         check_torch,
+        check_sandbox,
         lambda: check_workspace(workspace),
         check_browser,
     ]
@@ -112,6 +114,11 @@ def check_torch() -> Check:
     if has_nvidia_gpu():
         return Check("torch", False, f"{threads}, although there is an NVIDIA GPU. Delete .venv and start again.")
     return Check("torch", True, threads)
+
+
+def check_sandbox() -> Check:
+    """Whether runs and the converter can be confined. Training works without, so a system that can't is no fault."""
+    return Check("sandbox", True, probe().detail)
 
 
 def has_nvidia_gpu() -> bool:

@@ -93,7 +93,7 @@ def test_actions_do_what_they_say_and_refuse_what_is_over(services: Services) ->
 
 def test_a_model_is_imported_listed_and_removed(services: Services) -> None:
     tab = Built(models_tab, services)
-    told = tab.click(tab.parts.import_button, str(BASE_DIR), "mine")
+    told = tab.click(tab.parts.import_button, str(BASE_DIR), "mine", False)
     assert told["tone"] == "good", told
     rows = {row["name"]: row for row in tab.parts.view.models_state(None)["models"]}
     assert rows["demo"]["builtin"] is True
@@ -107,11 +107,12 @@ def test_a_model_that_may_hold_code_is_refused_in_words(services: Services, tmp_
     tab = Built(models_tab, services)
     path = tmp_path / "model.ckpt"
     path.write_bytes(b"PK\x03\x04" + bytes(100))
-    told = tab.click(tab.parts.import_button, str(path), "")
+    told = tab.click(tab.parts.import_button, str(path), "", False)
     assert told["tone"] == "bad"
-    assert "model.ckpt" in told["text"]
-    assert tab.click(tab.parts.import_button, "", None)["tone"] == "bad"
-    assert tab.click(tab.parts.import_button, "https://example.com/x.safetensors", "")["tone"] == "bad"
+    assert "model.ckpt" in told["text"] and "converted in a sandbox" in told["text"]
+    assert tab.click(tab.parts.import_button, str(path), "", True)["tone"] == "bad"
+    assert tab.click(tab.parts.import_button, "", None, False)["tone"] == "bad"
+    assert tab.click(tab.parts.import_button, "https://example.com/x.safetensors", "", False)["tone"] == "bad"
 
 
 def test_uploaded_pictures_meet_their_captions_and_the_rest_is_told(services: Services, tmp_path: Path) -> None:
@@ -249,7 +250,7 @@ def test_a_shared_page_reaches_only_its_import_folder(shared_services: Services,
     fine = zip_of_a_set(services.workspace.path / "import" / "set.zip")
     assert tab.click(tab.parts.folder_button, "fine", str(fine))["tone"] == "good"
     models = Built(models_tab, services)
-    assert models.click(models.parts.import_button, str(BASE_DIR), "stolen")["tone"] == "bad"
+    assert models.click(models.parts.import_button, str(BASE_DIR), "stolen", False)["tone"] == "bad"
 
 
 @pytest.mark.parametrize("setting", ["model.base", "dataset.folder", "validation.folder"])

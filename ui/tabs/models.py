@@ -13,8 +13,10 @@ from typing import Any
 import gradio as gr
 from gradio.events import Dependency
 
+from security.convert import describe
 from security.roots import resolve_user_path
 from trainer.models.catalog import catalog
+from trainer.models.converted import can_be_converted, import_checkpoint
 from trainer.models.jobfiles import DownloadState
 from trainer.models.library import import_model, remove_model
 from trainer.models.plans import Plan
@@ -150,18 +152,32 @@ def models_tab(services: Services) -> ModelsTab:
             label="Path of a .safetensors file or a diffusers folder", max_lines=1, scale=3, elem_id="model-path"
         )
         name = gr.Textbox(label="Name in the library (optional)", max_lines=1, scale=1, elem_id="model-name")
+    convert = gr.Checkbox(
+        label="Convert in a sandbox first",
+        info="For .ckpt, .pt, .pth and .bin files, which can run code when opened. Takes a minute or more; Linux only.",
+        value=False,
+        elem_id="model-convert",
+    )
     button = gr.Button("Check and import", elem_id="import-model")
 
-    def bring_in(typed_path: str, typed_name: str) -> dict[str, str]:
+    def bring_in(typed_path: str, typed_name: str, converts: bool) -> dict[str, str]:
         def work() -> str:
             source = resolve_user_path(typed_path or "", services.import_roots())
-            info = import_model(services.workspace, source, (typed_name or "").strip() or None)
+            chosen, told = (typed_name or "").strip() or None, ""
+            if converts and can_be_converted(source):
+                info, conversion = import_checkpoint(services.workspace, source, chosen)
+                told = f" Converted: {describe(conversion)}"
+            else:
+                info = import_model(services.workspace, source, chosen)
             services.library.forget()
-            return f"{info.name} is here: {info.family_label}, {gigabytes(info.num_bytes)}, predicts {info.prediction_type}."
+            return (
+                f"{info.name} is here: {info.family_label}, {gigabytes(info.num_bytes)}, "
+                f"predicts {info.prediction_type}.{told}"
+            )
 
         return outcome(work)
 
-    imported = button.click(bring_in, [path, name], view, api_visibility="private", show_progress="minimal")
+    imported = button.click(bring_in, [path, name, convert], view, api_visibility="private", show_progress="minimal")
     return ModelsTab(view, button, imported)
 
 
@@ -173,5 +189,5 @@ def _where(services: Services) -> str:
     )
     return (
         f"Type where it lies; it may be in {place}. The file is checked before anything uses it: only safetensors weights are "
-        "taken, nothing in it is run."
+        "taken, nothing in it is run. Other checkpoints can be converted first."
     )
