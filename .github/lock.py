@@ -187,13 +187,13 @@ def is_cuda(name: str) -> bool:
     return CUDA_PART.match(name) is not None
 
 
-def lock_tests(text: str, main: str, *, upgrade: bool) -> str:
-    """The new requirements-test.txt, without what requirements.txt has already."""
+def lock_more(text: str, main: str, where: list[dict[str, str]], *, upgrade: bool) -> str:
+    """A new lock of further roots, without what the lock `main` has already."""
     roots, _, rest = text.partition(BROUGHT)
     names = {canonicalize_name(name): name for name in entries(roots)}
     there = {canonicalize_name(name) for name in entries(main)}
     packages = resolve(constraints_of(roots), constraints_of(main) + "\n" + ("" if upgrade else constraints_of(rest)))
-    found = [entry for package in packages if (entry := locked(package, environments())) and entry.name not in there]
+    found = [entry for package in packages if (entry := locked(package, where)) and entry.name not in there]
     lines = [line for line in roots.splitlines() if line.startswith("#")]
     lines += [str(entry) for entry in found if entry.name in names]
     lines += ["", BROUGHT, *(str(entry) for entry in found if entry.name not in names)]
@@ -231,7 +231,10 @@ def main() -> int:
     whole = lock_main(path.read_text(encoding="utf-8"), upgrade=options.upgrade)
     makers: dict[Path, Callable[[str], str]] = {
         path: lambda _: whole,
-        ROOT / "requirements-test.txt": lambda text: lock_tests(text, whole, upgrade=options.upgrade),
+        ROOT / "requirements-test.txt": lambda text: lock_more(text, whole, environments(), upgrade=options.upgrade),
+        ROOT / ".github" / "requirements-audit.txt": lambda text: lock_more(
+            text, "", environments(["linux"]), upgrade=options.upgrade
+        ),
         ROOT / "security" / "requirements-cu126.txt": lambda text: lock_cu126(text, upgrade=options.upgrade),
         ROOT / "launch.py": lock_pip,
     }

@@ -68,7 +68,7 @@ def _roots(repository: Path) -> list[Pin]:
 
 
 def _component(package: metadata.Distribution, pin: Pin | None) -> Component:
-    from cyclonedx.factory.license import LicenseFactory
+    from cyclonedx.contrib.license.factories import LicenseFactory
     from cyclonedx.model import ExternalReference, ExternalReferenceType, HashAlgorithm, HashType, XsUri
     from cyclonedx.model.component import Component, ComponentType
     from packageurl import PackageURL

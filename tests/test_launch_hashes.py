@@ -50,10 +50,11 @@ def test_altered_package_is_refused(installed: Path, tmp_path: Path) -> None:
     assert start(installed).returncode == 0
 
 
-def test_package_without_a_hash_is_refused(installed: Path) -> None:
+@pytest.mark.parametrize("others", [True, False], ids=["among others", "alone"])
+def test_package_without_a_hash_is_refused(others: bool, installed: Path) -> None:
     requirements = installed / "requirements.txt"
     before = requirements.read_text()
-    requirements.write_text(before + "pluggy==1.6.0\n")
+    requirements.write_text((before if others else "") + "pluggy==1.6.0\n")
     assert_one_sentence(start(installed), "pip failed", "hashes")
     assert not list((installed / ".venv").rglob("pluggy-1.6.0.dist-info"))
     requirements.write_text(before)

@@ -104,12 +104,16 @@ class CheckpointSaved(Event):
 
 @dataclass(frozen=True)
 class LoraSaved(Event):
-    """An exported LoRA file. `path` is relative to the run folder; `key_format` is kohya or diffusers."""
+    """An exported LoRA file. `path` is relative to the run folder; `key_format` is kohya or diffusers.
+
+    `sha256` is that of the whole file in hexadecimal digits; "" in runs of older versions.
+    """
 
     step: int
     path: str
     key_format: str
     num_bytes: int
+    sha256: str = ""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 
+from security.integrity import sha256_of
 from trainer import events
 from trainer.checkpoints import save_checkpoint
 from trainer.config.schema import KeyFormat, TrainConfig
@@ -150,7 +151,7 @@ def save(run: Run, emit: Emit, *, stem: str) -> None:
             run.components, run.family, path, key_format=key_format, precision=settings.precision, metadata=metadata
         )
         verify_export(path, run.components, run.family, settings.precision)
-        emit(events.LoraSaved(run.step, path.name, key_format.value, num_bytes))
+        emit(events.LoraSaved(run.step, path.name, key_format.value, num_bytes, sha256_of(path)))
 
 
 def export_facts(run: Run) -> ExportFacts:

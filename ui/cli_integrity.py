@@ -16,6 +16,7 @@ from security.roots import replace_file
 from security.signing import check_signature, create_key, is_encrypted, sign_file, signature_path
 from trainer.models.library import list_models
 from trainer.models.provenance import read_provenance, verify_model
+from trainer.runs import RunFolder, RunReader
 from trainer.workspace import REPOSITORY_DIR, Workspace
 
 
@@ -55,7 +56,7 @@ def _verdict(workspace: Workspace, name: str, public_key: Path | None) -> Verdic
     """Looks at a file if there is one at that path, else at the library's model of that name."""
     path = Path(name)
     if path.is_file():
-        return _verdict_on_file(path, public_key)
+        return _verdict_on_file(workspace, path, public_key)
     if any(model.name == name and not model.builtin for model in list_models(workspace)):
         if public_key is not None:
             raise SafelightError(f"{name} is a model of the library. Only single files are signed.")
@@ -63,7 +64,7 @@ def _verdict(workspace: Workspace, name: str, public_key: Path | None) -> Verdic
     raise SafelightError(f"There is no file and no model of the library called {name}. `models` lists the models.")
 
 
-def _verdict_on_file(path: Path, public_key: Path | None) -> Verdict:
+def _verdict_on_file(workspace: Workspace, path: Path, public_key: Path | None) -> Verdict:
     verdict = Verdict(str(path))
     try:
         verdict.sha256 = sha256_of(path)
@@ -71,6 +72,12 @@ def _verdict_on_file(path: Path, public_key: Path | None) -> Verdict:
             verdict.notes.append("a sound .safetensors file, and its numbers have the hash that it carries")
         else:
             verdict.notes.append("a sound .safetensors file; it carries no hash of its own to compare with")
+        if recorded := recorded_sha256(workspace, path):
+            if verdict.sha256 != recorded:
+                raise RefusedFile(
+                    f"{path.name} was changed: its SHA-256 is not the {recorded[:12]}... that its run wrote down."
+                )
+            verdict.notes.append("the very file that its run saved")
         if public_key is not None:
             check_signature(path, public_key)
             verdict.notes.append(f"signed by {public_key.name}, and unchanged since")
@@ -79,6 +86,16 @@ def _verdict_on_file(path: Path, public_key: Path | None) -> Verdict:
     except RefusedFile as refusal:
         verdict.faults.append(str(refusal))
     return verdict
+
+
+def recorded_sha256(workspace: Workspace, path: Path) -> str:
+    """What the run that saved a file wrote down as its SHA-256; "" for files of elsewhere and of older versions."""
+    try:
+        run_id, *inside = path.resolve().relative_to(workspace.runs_dir.resolve()).parts
+        saved = RunReader(RunFolder.find(workspace, run_id)).progress().loras
+    except (ValueError, OSError):
+        return ""
+    return next((lora.sha256 for lora in saved if lora.path == "/".join(inside)), "")
 
 
 def _verdict_on_model(workspace: Workspace, name: str) -> Verdict:

@@ -249,6 +249,7 @@ def _file(run_id: str, saved: Any) -> dict[str, Any]:
         "step": saved.step,
         "size": gigabytes(saved.num_bytes),
         "fits": fits,
+        "sha256": saved.sha256,
         "url": run_url(run_id, saved.path),
     }
 

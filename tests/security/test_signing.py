@@ -20,6 +20,10 @@ from safetensors.numpy import save, save_file
 from security.errors import RefusedFile, RefusedPath
 from security.integrity import check_own_hash, sha256_of
 from security.signing import check_signature, create_key, is_encrypted, sign_file, signature_path
+from trainer import events
+from trainer.config.schema import TrainConfig
+from trainer.runs import RunFolder
+from trainer.workspace import Workspace
 from ui import cli
 
 NUMBERS = {"unet.lora_down.weight": np.arange(64, dtype=np.float32), "unet.alpha": np.float32([1.0])}
@@ -72,6 +76,13 @@ def test_each_of_the_two_own_hashes_counts(tmp_path: Path) -> None:
         flip(tmp_path / "x.safetensors", -2)
         with pytest.raises(RefusedFile, match=name):
             check_own_hash(tmp_path / "x.safetensors")
+
+
+def test_both_own_hashes_have_to_hold(tmp_path: Path) -> None:
+    wrong = {"modelspec.hash_sha256": f"0x{tensors_hash()}", "sshs_model_hash": "0" * 64}
+    save_file(NUMBERS, tmp_path / "x.safetensors", metadata=wrong)
+    with pytest.raises(RefusedFile, match="sshs_model_hash"):
+        check_own_hash(tmp_path / "x.safetensors")
 
 
 def test_file_without_an_own_hash_is_told_apart(tmp_path: Path) -> None:
@@ -260,6 +271,22 @@ def test_sign_and_verify_from_the_command_line(
     flip(lora, -1)
     code, text = answer(capsys, "verify", "--json", str(lora))
     assert code == 1 and not json.loads(text)[0]["ok"] and "damaged" in json.loads(text)[0]["faults"][0]
+
+
+def test_file_is_compared_with_what_its_run_wrote_down(
+    lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The own hash does not cover the header; what the run wrote down covers every byte."""
+    monkeypatch.setenv("SAFELIGHT_WORKSPACE", str(tmp_path / "workspace"))
+    folder = RunFolder.create(Workspace.open(None), TrainConfig(name="ink"))
+    saved = lora.rename(folder.path / "ink.safetensors")
+    folder.append(events.LoraSaved(5, saved.name, "kohya", saved.stat().st_size, sha256_of(saved)))
+    code, text = answer(capsys, "verify", str(saved))
+    assert code == 0 and "the very file that its run saved" in text
+    saved.write_bytes(saved.read_bytes().replace(b'"ss_tag":"a"', b'"ss_tag":"b"'))
+    assert check_own_hash(saved)
+    code, text = answer(capsys, "verify", str(saved))
+    assert code == 1 and "ink.safetensors was changed" in text
 
 
 def test_wish_for_a_signature_that_is_missing_fails(

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from security.integrity import check_own_hash, sha256_of
 from tests.tiny import tiny_dataset, tiny_sd15, tiny_sdxl
 from trainer import events
 from trainer.checkpoints import list_checkpoints, load_checkpoint
@@ -450,7 +451,8 @@ def test_the_events_tell_the_whole_story(models, pictures, tmp_path, workspace) 
     }
     for event in seen:
         if isinstance(event, events.SampleSaved | events.LoraSaved | events.CheckpointSaved):
-            assert (folder.path / event.path).exists()
+            assert (path := folder.path / event.path).exists()
+            assert not isinstance(event, events.LoraSaved) or (event.sha256 == sha256_of(path) and check_own_hash(path))
     assert isinstance(seen[-1], events.Finished) and not seen[-1].stopped
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from PIL import Image
@@ -30,7 +31,7 @@ def run_folder(
         folder.append(events.SampleSaved(step, 0, "a cat", 1, f"samples/{path.name}"))
     lora = folder.path / f"{name}.safetensors"
     lora.write_bytes(b"weights")
-    folder.append(events.LoraSaved(steps, lora.name, "kohya", 7))
+    folder.append(events.LoraSaved(steps, lora.name, "kohya", 7, hashlib.sha256(b"weights").hexdigest()))
     folder.append(events.CheckpointSaved(steps, f"checkpoints/{steps}"))
     folder.append(events.Validated(steps, 0.15))
     if steps == total:

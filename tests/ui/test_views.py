@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 
@@ -57,6 +58,7 @@ def test_an_old_run_is_shown_whole(services: Services) -> None:
     assert [sample["step"] for sample in shown["samples"]] == [0, 20]
     assert shown["files"][0]["name"] == "old.safetensors"
     assert shown["files"][0]["url"] == "safelight/runs/old/old.safetensors"
+    assert shown["files"][0]["sha256"] == hashlib.sha256(b"weights").hexdigest()
     assert "0.2000 at step 0, 0.1500 at step 20 (-25%)" in shown["loss_text"]
 
 

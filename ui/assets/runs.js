@@ -186,6 +186,12 @@
       look();
     }
 
+    function hash_button(file) {
+      if (!file.sha256) return null;
+      const told = { title: `SHA-256 ${file.sha256}: copy it`, "aria-label": `Copy the SHA-256 of ${file.name}, ${file.sha256.slice(0, 8)} and so on` };
+      return h("button", { type: "button", class: "sl-hash", onclick: () => copy(file.sha256), ...told }, `sha256 ${file.sha256.slice(0, 8)}…`);
+    }
+
     function file_rows(run) {
       if (!run.files.length) {
         const text = run.active ? "The LoRA is written when the run ends, or now with Save now." : "This run wrote no LoRA.";
@@ -197,7 +203,7 @@
           {},
           h("th", { scope: "row" }, file.name),
           h("td", {}, String(file.step)),
-          h("td", {}, file.size),
+          h("td", {}, file.size, hash_button(file)),
           h("td", {}, file.fits),
           h("td", {}, h("a", { class: "sl-button", href: file.url, download: file.name, "aria-label": `Download ${file.name}` }, "Download")),
         );
