@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import socket
@@ -142,6 +143,18 @@ def test_who_never_finishes_a_request_head_is_cut_off(page: RealPage) -> None:
             waited = closed_after(slow, 5)
             assert waited is not None
             assert waited >= 0.3
+    with socket.create_connection(("127.0.0.1", page.port)) as slow:
+        slow.sendall(b"GET /robots.txt HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert slow.recv(65536).startswith(b"HTTP/1.1 200")
+        time.sleep(0.1)
+        slow.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            slow.recv(65536)  # what is left of the answer
+        slow.setblocking(True)
+        slow.sendall(b"GET /robots.txt HTTP/1.1\r\nHost")  # ends uvicorn's own waiting for an idle connection
+        waited = closed_after(slow, 5)
+        assert waited is not None
+        assert waited >= 0.3
     with page.owner() as owner, owner.stream("GET", "/gradio_api/heartbeat/x1") as stream:
         time.sleep(0.8)  # a connection that has asked for something is left alone
         assert stream.status_code == 200

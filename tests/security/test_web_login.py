@@ -148,6 +148,18 @@ def test_other_sites_cannot_log_in_or_out(guarded_page: Page) -> None:
         assert client.get("/config").status_code == 200
 
 
+def test_other_sites_read_and_change_nothing_whatever_gradio_allows_them(guarded_page: Page) -> None:
+    """On other hosts than localhost, Gradio itself tells browsers that any site may read with the visitor's cookies."""
+    with guarded_page.client() as client:
+        cookie = log_in(client, PASSWORD).headers["set-cookie"].partition(";")[0]
+        for host in ("192.168.1.5:7860", "[fe80::1]:7860", "lab.example"):
+            for method, path in (("GET", "/"), ("GET", "/config"), ("GET", "/login"), ("POST", "/gradio_api/upload")):
+                evil = {"Host": host, "Cookie": cookie, "Origin": "https://evil.example", "Content-Length": "0"}
+                status, answer = raw_request(guarded_page, method, path, evil)
+                assert status == 403, (host, path)
+                assert answer.endswith(b"\r\nRequests from other web sites are refused.")
+
+
 def test_odd_logins_are_answered_calmly(guarded_page: Page) -> None:
     with guarded_page.client() as client:
         assert client.post("/login", content=b"password=" + b"x" * 5000).status_code == 413
