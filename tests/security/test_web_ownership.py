@@ -76,9 +76,9 @@ def test_a_page_session_belongs_to_the_login_that_used_it_first(
         ("GET", "/gradio_api/heartbeat/alices1", {}),
     ]
     for method, path, body in requests:
-        answer = bob.request(method, path, json=body if method == "POST" else None)
-        assert answer.status_code == 403, path
-        assert "belong" in answer.text
+        with bob.stream(method, path, json=body if method == "POST" else None) as answer:
+            assert answer.status_code == 403, path
+            assert b"belong" in answer.read()
     assert '"abc!"' in outcome(alice, "alices1")
     assert alice.post("/gradio_api/component_server", json={**component, "session_hash": "alices1"}).status_code == 200
 
@@ -122,7 +122,8 @@ def test_no_event_takes_a_file_that_was_not_uploaded(guarded_page: Page, alice: 
 
 def test_how_far_an_upload_is_belongs_to_its_login(alice: httpx.Client, bob: httpx.Client) -> None:
     upload(alice, b"x", upload_id="alicesupload")
-    assert bob.get("/gradio_api/upload_progress?upload_id=alicesupload").status_code == 403
+    with bob.stream("GET", "/gradio_api/upload_progress?upload_id=alicesupload") as progress:
+        assert progress.status_code == 403
     taken = bob.post("/gradio_api/upload?upload_id=alicesupload", files={"files": ("a.txt", b"y")})
     assert taken.status_code == 403
     with alice.stream("GET", "/gradio_api/upload_progress?upload_id=alicesupload") as progress:
