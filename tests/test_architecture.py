@@ -363,6 +363,7 @@ DISTRIBUTIONS = {
     "cyclonedx": "cyclonedx-python-lib",
     "huggingface_hub": "huggingface_hub",
     "packageurl": "packageurl-python",
+    "yaml": "pyyaml",
 }
 
 

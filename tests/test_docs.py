@@ -21,10 +21,12 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 OTHER_FILES = {
     ".ci/run": "Everything that a change must pass.",
+    ".github/lock.py": "Makes the requirements with their hashes from the versions that a person chose.",
     ".github/workflows/checks.yml": "The same on GitHub, and the tests on Windows and macOS.",
     "docs/": "Guides; docs/settings.md is made from the schema.",
     "pyproject.toml": "Settings of ruff, mypy and pytest.",
-    "requirements.txt": "Every package at one exact version.",
+    "requirements.txt": "Every package at one exact version, with the SHA-256 of its files.",
+    "security/requirements-cu126.txt": "What torch brings with its build for older NVIDIA drivers.",
     "requirements-test.txt": "The same for the tests and checks.",
     "tests/": "Mirror the packages; tests/tiny.py builds real models at tiny sizes; tests/browser/ drives Chromium.",
     "trainer/demo/base/": "The embedded model, as a diffusers folder.",
