@@ -1,4 +1,4 @@
-"""The sandbox: a training run's thread, or a child process, that can only reach the files it needs. Linux (Landlock).
+"""The sandbox: a training run's thread, or a child process, that can reach the files it needs and no network. Linux only.
 
 A second fence behind the checks of files: it holds what slips through them. Bound to a thread it is no wall, because
 threads share memory; a child process has its own.
@@ -22,6 +22,7 @@ from security import landlock
 from security.landlock import DEVICE, READ, WRITE, Access, Rule
 from security.policy import CONFINED_CHILD_VARIABLES, OFFLINE_VARIABLES
 from security.processes import Completed, run
+from security.seccomp import forbid_network
 
 REPOSITORY_DIR = Path(__file__).resolve().parents[1]
 _CODE_FOLDERS = ("security", "trainer")
@@ -98,7 +99,7 @@ def run_confined(
     """Runs `main(arguments)` of one of our modules in a child of this Python, which first gives up its rights.
 
     The child can read what Python and torch need and `read`, write only in `folder` (its working and temporary folder),
-    start no program and open no TCP connection; it inherits the open files `descriptors` and no others, sees no secret
+    start no program and reach no network; it inherits the open files `descriptors` and no others, sees no secret
     and is killed after `timeout_seconds`. Where it cannot be confined it does nothing and exits with
     CONFINEMENT_FAILED. Raises FailedCommand if it takes too long or says too much.
     """
@@ -155,11 +156,16 @@ def _restrict(rules: Sequence[Rule]) -> SandboxState:
         return _off(f"the system refused it: {error.strerror or error}")
     if not _is_denied("/"):
         return _off("the system accepted it and still lets everything be read")
-    network = "open no TCP connection" if version >= _NET_SINCE_ABI else "(on this kernel still) use the network"
+    if forbid_network():
+        network = "and reach no network"
+    elif version >= _NET_SINCE_ABI:
+        network = "and open no TCP connection; on this system it can still use UDP"
+    else:
+        network = "but can use the network, which this system cannot deny it"
     return SandboxState(
         True,
         f"On (Landlock {version}): a run can read its model and dataset, write its own folder and the cache, "
-        f"start no program and {network}.",
+        f"start no program {network}.",
     )
 
 

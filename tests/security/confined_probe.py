@@ -35,6 +35,7 @@ def try_all(arguments: list[str]) -> int:
         "passwd": Path("/etc/passwd").read_bytes,
         "environ": Path("/proc/self/environ").read_bytes,
         "connect": lambda: socket.create_connection(("127.0.0.1", port)),
+        "datagram": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
         "program": lambda: subprocess.run(["/bin/true"], check=True),
         "signal": lambda: os.kill(process, 0),
     }

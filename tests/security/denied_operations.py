@@ -72,9 +72,26 @@ def connect(places: Places, kind: socket.SocketKind) -> None:
         one.connect(("127.0.0.1", places.port))
 
 
+def talk_to_itself() -> None:
+    one, other = socket.socketpair()
+    with one, other:
+        one.send(b"x")
+        other.recv(1)
+
+
 def listen() -> None:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
+
+
+def send_datagram(places: Places) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        one.sendto(b"x", ("127.0.0.1", places.port))
+
+
+def look_up() -> None:
+    """A name server is asked over UDP; here only the socket for it is made."""
+    socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close()
 
 
 def connect_abstract(places: Places) -> None:
@@ -151,6 +168,9 @@ DENIED_OPERATIONS: dict[str, Callable[[Places], None]] = {
     "open a device": lambda at: os.close(os.open("/dev/full", os.O_WRONLY)),
     "connect to a TCP port": lambda at: connect(at, socket.SOCK_STREAM),
     "listen on a TCP port": lambda at: listen(),
+    "send a UDP datagram": lambda at: send_datagram(at),
+    "look up a name": lambda at: look_up(),
+    "ask the kernel about the network": lambda at: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW).close(),
     "connect to an abstract socket": connect_abstract,
     "start a program": lambda at: start("/bin/true"),
     "start a shell": lambda at: start("/bin/sh", "-c", "true"),
@@ -169,6 +189,7 @@ ALLOWED_OPERATIONS: dict[str, Callable[[Places], None]] = {
     "read the program's code": lambda at: read(ROOT / "trainer" / "loop.py"),
     "read random numbers": lambda at: read(Path("/dev/urandom")),
     "write to /dev/null": lambda at: write_to_nothing(),
+    "talk to itself through a pair of sockets": lambda at: talk_to_itself(),
     "signal its own process": lambda at: os.kill(os.getpid(), signal.SIGCONT),
 }
 """What training does, which must go on working."""
