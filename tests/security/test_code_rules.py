@@ -90,6 +90,7 @@ WRITERS: dict[str, str] = {
     "trainer/runs.py": "the events of a run, appended",
     "trainer/dataset/cache.py": "takes a damaged cache file away",
     "trainer/models/library.py": "copies a checked model into a new folder, that a rename puts in place",
+    "trainer/models/converted.py": "copies the settings beside a checkpoint to where it is converted",
     "trainer/models/fetching.py": "the quarantine of a download",
     "trainer/models/provenance.py": "the note beside a model that goes",
     "ui/downloads.py": "thumbnails in the cache",
