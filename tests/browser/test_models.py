@@ -11,6 +11,7 @@ from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import Watch
 from tests.browser.steps import open_tab
+from tests.browser.test_access import look_at
 from tests.hubs.huggingface import HuggingFacePlayer
 from tests.hubs.models import pickle_checkpoint, sdxl_checkpoint
 from tests.hubs.server import Hubs, loopback_hubs
@@ -40,7 +41,7 @@ def player(mirror: Hubs) -> HuggingFacePlayer:
     """A repository with one checkpoint, sent slowly enough to be watched."""
     mirror.clear()
     repository = HuggingFacePlayer(mirror, REPO, {"tiny.safetensors": DATA}, host="*", storage=None)
-    repository.replies["tiny.safetensors"] = {"piece": 32_768, "pause": 0.15}
+    repository.replies["tiny.safetensors"] = {"piece": 16_384, "pause": 0.2}
     return repository.publish()
 
 
@@ -69,6 +70,7 @@ def test_a_model_is_fetched_stopped_continued_and_used(
     expect(card).to_contain_text("2.0 MB")
     expect(card).to_contain_text("Free on the disk after it")
     page.get_by_label("Name in the library", exact=True).fill("my base")
+    assert look_at(page, "found") == []
     shot(page, "models-found")
     page.get_by_role("button", name="Download", exact=True).click()
 
@@ -115,6 +117,7 @@ def test_the_second_visitor_sees_the_same_download(
     phone = watched(page_server.address + "/?tab=models", width=390)
     row = phone.locator('[data-download="tiny"]')
     expect(row.locator(".sl-chip")).to_have_text("Downloading")
+    assert look_at(phone, "downloading on a phone") == []
     shot(phone, "models-phone")
     row.get_by_role("button", name="Cancel tiny").click()
     expect(page.locator('[data-download="tiny"] .sl-chip')).to_have_text("Stopped")
@@ -137,6 +140,7 @@ def test_refusals_name_the_check_and_the_way_out(
     check(page, REPO)
     page.get_by_role("button", name="Download", exact=True).click()
     expect(found.get_by_role("alert")).to_contain_text("can run code when opened")
+    assert look_at(page, "refused") == []
     shot(page, "models-refused")
     player.files = {"a.safetensors": DATA, "b.safetensors": b"<html>log in</html>" * 50}
     player.publish()

@@ -95,6 +95,16 @@ def test_senseless_requests_are_refused_in_words(desk: FetchDesk) -> None:
         desk.download_action({"id": job_id, "action": "erase"})
 
 
+def test_a_fault_of_the_settings_is_told_and_nothing_is_asked(services: Services, hubs: Hubs) -> None:
+    tokens = services.tokens
+    closed = Downloads(services.workspace, services.network, tokens, fault="HF_ENDPOINT is set; use --hf-endpoint")
+    desk = FetchDesk(replace(services, downloads=closed))
+    assert "--hf-endpoint" in desk.models_state()["fault"]
+    with pytest.raises(SafelightError, match="--hf-endpoint"):
+        desk.check_source({"text": REPO})
+    assert hubs.seen == []
+
+
 def test_models_say_how_many_runs_used_them(services: Services, desk: FetchDesk, tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(sdxl_checkpoint())
     import_model(services.workspace, tmp_path / "x.safetensors", "mine")

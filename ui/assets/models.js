@@ -22,6 +22,7 @@
     });
     const check_button = h("button", { class: "sl-button sl-primary", id: "check-model" }, "Check");
     const asking = h("form", { class: "sl-bar sl-ask" }, h("label", { for: "model-link" }, "Hugging Face or Civitai link", field), check_button);
+    const fault = h("div", { id: "model-fault" });
     const found = h("div", { id: "model-found", "aria-live": "polite" });
     const downloads = h("div", { id: "model-downloads" });
     const table = h("div", { class: "sl-scroll" });
@@ -30,7 +31,7 @@
     const hint = "Tokens for gated or private models are never typed here: see Settings, Tokens.";
     element.replaceChildren(
       h("p", { class: "sl-muted" }, "Nothing is fetched before you have seen what it is. ", hint),
-      asking, found, downloads,
+      fault, asking, found, downloads,
       h("h2", {}, "Here already"), table, told,
       h("h2", {}, "Suggested"), suggested,
     );
@@ -203,6 +204,7 @@
       try {
         const state = await call(server, "models_state");
         busy = state.downloads.some((one) => one.active);
+        redraw(fault, state.fault, (text) => (text ? h("p", { class: "sl-message sl-bad" }, text) : []));
         redraw(downloads, state.downloads, draw_downloads);
         redraw(table, state.models, draw_models);
         redraw(suggested, state.catalog, draw_catalog);
