@@ -9,8 +9,10 @@ from __future__ import annotations
 import http.client
 import io
 import ipaddress
+import queue
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -96,6 +98,10 @@ class Watch:
         """Until the step must be over; 0 or less once it should have been."""
         return self._deadline - time.monotonic()
 
+    def connect_seconds(self) -> float:
+        """How long one attempt to connect may take, over 0."""
+        return max(0.001, min(self.patience.connect, self.seconds_left()))
+
     def look(self, waited: float = 0.0) -> float:
         """Seconds to wait until the next look, over 0. Raises OSError and sets `fault` when the step must end.
 
@@ -142,6 +148,30 @@ def told_plainly(watch: Watch, host: str) -> Iterator[None]:
             raise Interrupted(f"{host} did not answer in time.") from None
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise Interrupted(f"The connection to {host} broke: {reason}.") from None
+
+
+def waited_for(action: Callable[[], Sequence[str]], watch: Watch) -> Sequence[str]:
+    """The result of a name look-up, which the system does not let us interrupt: it runs on a thread of its own.
+
+    When the watch ends the wait, the thread is left behind until the system is done, in half a minute or so.
+    """
+    results: queue.SimpleQueue[Sequence[str] | SafelightError] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            results.put(action())
+        except SafelightError as error:
+            results.put(error)
+
+    threading.Thread(target=run, name="look-up", daemon=True).start()
+    while True:
+        try:
+            result = results.get(timeout=watch.look())
+        except queue.Empty:
+            continue
+        if isinstance(result, SafelightError):
+            raise result
+        return result
 
 
 class Channel:
@@ -202,14 +232,14 @@ def connect(url: SafeUrl, addresses: Sequence[str], dial: Dialer, tls: ssl.SSLCo
     for number, address in enumerate(addresses, start=1):
         try:
             watch.look()
-            connection = dial(address, url.port, min(watch.patience.connect, watch.seconds_left()))
+            connection = dial(address, url.port, watch.connect_seconds())
         except OSError:
             if watch.fault is not None or number == len(addresses):
                 raise
             continue
         try:
             watch.look()
-            connection.settimeout(min(watch.patience.connect, watch.seconds_left()))
+            connection.settimeout(watch.connect_seconds())
             if url.scheme == "https":
                 connection = tls.wrap_socket(connection, server_hostname=url.host)
         except BaseException:

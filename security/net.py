@@ -22,6 +22,7 @@ from security.connections import (
     system_dial,
     tls_context,
     told_plainly,
+    waited_for,
 )
 from security.errors import Cancelled, FailedDownload, Interrupted, RefusedUrl
 from security.policy import HOST_RULES, MAX_JSON_ANSWER_BYTES, MAX_REDIRECTS, PATIENCE, VERSION, Patience, Service
@@ -241,16 +242,17 @@ class Network:
         """True for the hub itself or its mirror, False for the storage behind it."""
         return self._is_mirror(url) or url.host in HOST_RULES[url.service].typed
 
+    def _addresses(self, url: SafeUrl) -> list[str]:
+        """The checked addresses of a host, looked up once."""
+        if self._is_mirror(url):
+            return resolve_mirror(url.host, self._resolve, loopback_only=url.scheme == "http")
+        return resolve_public(url.host, self._resolve)
+
     def _request(self, url: SafeUrl, extra: Mapping[str, str], token: Secret | None, watch: Watch) -> Response:
         """One request to one host, after all checks of its address."""
         if parse_redirect(str(url), url, self._mirrors) != url:
             raise RefusedUrl(f"The address {url.shown!r} is refused: it was not made by the program's own checks.")
         watch.begin(self.patience.answer, f"{url.host} did not answer within {self.patience.answer:.0f} seconds")
-        is_mirror = self._is_mirror(url)
-        if is_mirror:
-            addresses = resolve_mirror(url.host, self._resolve, loopback_only=url.scheme == "http")
-        else:
-            addresses = resolve_public(url.host, self._resolve)
         headers = {
             "Host": url.origin.authority,
             "User-Agent": f"Safelight/{VERSION}",
@@ -259,9 +261,10 @@ class Network:
             "Connection": "close",
             **extra,
         }
-        if token is not None and (gets_token(url) or (is_mirror and self._send_tokens_to_mirrors)):
+        if token is not None and (gets_token(url) or (self._is_mirror(url) and self._send_tokens_to_mirrors)):
             headers["Authorization"] = f"Bearer {token.reveal()}"
         with told_plainly(watch, url.host):
+            addresses = waited_for(lambda: self._addresses(url), watch)
             channel = connect(url, addresses, self._dial, self._tls, watch)
             try:
                 return Response(ask(channel, url, headers), channel, url)

@@ -162,7 +162,7 @@ class Part:
 
     def _open_existing(self) -> bool:
         try:
-            self._descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | NO_FOLLOW)
+            self._descriptor = os.open(self.path, os.O_RDWR | NO_FOLLOW)
         except OSError:
             return False
         # A second name elsewhere would be a file of somebody's that is about to be written into.

@@ -282,6 +282,14 @@ def test_mirror_adds_no_other_place(hubs: Hubs, mirror: Hubs, location: str) -> 
     assert len(mirror.seen) == 1 and hubs.seen == []
 
 
+def test_unencrypted_mirror_stays_on_this_machine(hubs: Hubs, token: Secret) -> None:
+    """Whatever somebody wrote into the hosts file for localhost."""
+    network = hubs.network(mirrors={Service.HUGGING_FACE: "http://localhost:8080"}, resolve=lambda _: ["10.0.0.1"])
+    with pytest.raises(RefusedUrl, match="not this machine"):
+        body_of(network, "http://localhost:8080/x", token)
+    assert hubs.dials == []
+
+
 def test_hub_does_not_send_us_to_an_unencrypted_mirror(hubs: Hubs, mirror: Hubs) -> None:
     mirror.clear()
     hubs.on("huggingface.co", PATH, redirect(mirror.origin + "/x"))

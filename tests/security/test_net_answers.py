@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import logging
-import os
 import threading
 import time
 from dataclasses import replace
@@ -269,6 +268,13 @@ def test_answer_longer_than_announced_ends_at_its_length(hubs: Hubs) -> None:
     assert body_of(hubs.network(), FILE) == b"0123"
 
 
+def test_json_that_is_announced_too_long_is_not_read(hubs: Hubs) -> None:
+    hubs.on("huggingface.co", "/j", replace(json_reply("x"), announced=3000))
+    network = hubs.network()
+    with pytest.raises(FailedDownload, match="longer than 2000 bytes"):
+        network.get_json(network.parse("https://huggingface.co/j"), max_bytes=2000)
+
+
 @pytest.mark.parametrize("reply", [json_reply("x" * 3000), replace(json_reply("x" * 3000), chunked=True)])
 def test_json_is_bounded(hubs: Hubs, reply: Reply) -> None:
     hubs.on("huggingface.co", "/j", reply)
@@ -321,19 +327,27 @@ def test_no_fault_tells_the_token_or_the_query(
     assert not any("verysecretsignature" in text or TOKEN in text for text in told)
 
 
-def test_tokens_and_sockets_do_not_stay(hubs: Hubs, token: Secret) -> None:
+def test_token_does_not_stay(hubs: Hubs, token: Secret) -> None:
     """A Network keeps nothing of a request, so one object can serve all threads and users."""
     hubs.on("huggingface.co", "/j", lambda seen: json_reply(seen.token))
     network = hubs.network()
     url = network.parse("https://huggingface.co/j")
-    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0  # noqa: PTH112, PTH208
     for _ in range(3):
         assert network.get_json(url, token=token) == f"Bearer {TOKEN}"
         assert network.get_json(url) is None
-    after = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0  # noqa: PTH112, PTH208
-    assert after <= before + 1
     kept = {name: repr(value) for name, value in vars(network).items() if name not in ("_resolve", "_dial")}
     assert TOKEN not in json.dumps(kept)
+
+
+def test_connections_are_closed_at_once(hubs: Hubs) -> None:
+    """Also while somebody still holds the answer, and when it was left half-read."""
+    hubs.on("huggingface.co", PATH, Reply(body=bytes(10_000_000)))
+    network = hubs.network()
+    with network.open(network.parse(FILE)) as response:
+        next(response.chunks())
+        connection = response._channel.connection
+        assert connection.fileno() >= 0
+    assert connection.fileno() == -1
 
 
 def test_many_threads_share_one_network(hubs: Hubs) -> None:

@@ -45,6 +45,23 @@ def test_silence_instead_of_headers_ends(hubs: Hubs) -> None:
     assert seconds < 5
 
 
+@pytest.mark.parametrize("stopped", [False, True])
+def test_slow_name_look_up_ends(hubs: Hubs, stopped: bool) -> None:
+    """The system's look-up can't be interrupted, so it is left alone."""
+    release = threading.Event()
+
+    def resolve(host: str) -> list[str]:
+        release.wait(30)
+        return hubs.resolve(host)
+
+    start = time.monotonic()
+    network = hubs.network(FAST if stopped else IMPATIENT, resolve=resolve)
+    error, seconds = timed(lambda: body_of(network, FILE, cancelled=lambda: stopped and time.monotonic() - start > 0.2))
+    release.set()
+    assert isinstance(error, Cancelled if stopped else Interrupted)
+    assert seconds < 5 and hubs.dials == []
+
+
 def test_silence_instead_of_tls_ends(hubs: Hubs, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
         port = mute.getsockname()[1]
@@ -60,6 +77,7 @@ def test_silence_instead_of_tls_ends(hubs: Hubs, monkeypatch: pytest.MonkeyPatch
 def test_dripping_tls_ends(hubs: Hubs, monkeypatch: pytest.MonkeyPatch) -> None:
     """A handshake record of 16 KiB that comes one byte at a time."""
     with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(10)
 
         def drip() -> None:
             with server.accept()[0] as client:

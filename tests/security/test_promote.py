@@ -139,6 +139,25 @@ def test_link_that_appears_between_is_not_followed(
     assert victim.read_bytes() == b"precious"
 
 
+def test_link_that_appears_in_place_of_a_part_is_not_followed(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(DATA[:5])
+    bench.leave_part(1000)
+    real = security.parts.Part._read_note
+
+    def plant(part: security.parts.Part) -> security.parts.Note:
+        part.path.unlink()
+        part.path.symlink_to(victim)
+        return real(part)
+
+    monkeypatch.setattr(security.parts.Part, "_read_note", plant)
+    bench.serve(honest())
+    assert bench.fetch().path.read_bytes() == DATA
+    assert victim.read_bytes() == DATA[:5]
+
+
 # Promoting
 
 
@@ -240,8 +259,6 @@ def test_promoting_on_disks_without_second_names(
     """exFAT and some network folders answer EPERM to os.link."""
 
     def no_links(*_: object, **__: object) -> None:
-        if (tmp_path / "x.safetensors").exists():
-            raise FileExistsError
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(security.fetch.os, "link", no_links)

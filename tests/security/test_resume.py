@@ -59,9 +59,9 @@ def test_signed_address_that_ran_out_is_asked_for_anew(bench: Bench) -> None:
 REST = DATA[1_000_000:]
 
 
-def part(told: str, body: bytes = REST, etag: str = ETAG, times: int = 1) -> Reply:
+def part(told: str, body: bytes = REST, etag: str = ETAG, times: int = 1, chunked: bool = False) -> Reply:
     """A 206 that says of itself what `told` says."""
-    return Reply(206, body, [("Content-Range", told)] * times, etag=etag)
+    return Reply(206, body, [("Content-Range", told)] * times, etag=etag, chunked=chunked)
 
 
 RESTARTS: list[tuple[str, Reply, int]] = [
@@ -70,8 +70,9 @@ RESTARTS: list[tuple[str, Reply, int]] = [
     ("416", honest(ranges="refuse"), 2),
     ("file has changed", Reply(body=DATA, etag='"other"'), 1),
     ("other tag on the part", part("bytes 1000000-2509999/2510000", etag='"other"'), 2),
-    ("part of a longer file", part("bytes 1000000-2510000/2510001"), 2),
+    ("part of a longer file", part("bytes 1000000-2510000/2510001", REST + b"x"), 2),
     ("part that ends early", part("bytes 1000000-2509990/2510000", REST[:-9]), 2),
+    ("part that ends early, in chunks", part("bytes 1000000-2509990/2510000", REST[:-9], chunked=True), 2),
     ("part of unknown size", part("bytes 1000000-2509999/*"), 2),
     ("part without a range", Reply(206, REST, etag=ETAG), 2),
     ("two ranges", part("bytes 1000000-2509999/2510000", times=2), 2),
@@ -145,6 +146,15 @@ def test_wrong_file_after_going_on_is_refused_in_the_end(bench: Bench) -> None:
         bench.fetch(patience=FAST)
     assert not isinstance(caught.value, Interrupted)
     assert len(bench.hubs.seen) == 2
+
+
+def test_line_that_mixes_files_up_again_and_again_is_given_up(bench: Bench) -> None:
+    """Otherwise two storage servers that disagree would keep the download going for ever."""
+    bad = Reply(body=DATA[::-1], etag=ETAG)
+    bench.serve(honest(stop_after=1_500_000), bad, honest(stop_after=1_500_000), bad, honest())
+    with pytest.raises(FailedDownload, match="its sha256 is"):
+        bench.fetch(patience=FAST)
+    assert len(bench.hubs.seen) == 4
 
 
 def test_part_that_is_too_long_starts_over(bench: Bench) -> None:
