@@ -70,6 +70,13 @@ def test_an_interrupted_run_offers_to_go_on(services: Services) -> None:
     assert "step 12" in shown["message"]
 
 
+@pytest.mark.parametrize(("sandbox", "shown"), [(None, None), (True, "on"), (False, "off")])
+def test_a_run_shows_whether_it_is_in_the_sandbox(sandbox: bool | None, shown: str | None) -> None:
+    event = None if sandbox is None else events.Sandboxed(sandbox, "On or off, in a sentence.")
+    facts = dict(run_detail(Progress("r", "r", RunState.TRAINING, sandbox=event))["facts"])
+    assert facts.get("Sandbox") == shown
+
+
 def test_not_a_number_becomes_a_gap_in_the_curve() -> None:
     points = [LossPoint(1, math.nan, math.inf, 0.123456789)]
     drawn = curve(points, Progress("r", "r", RunState.FAILED, validations=(events.Validated(1, math.nan),)))

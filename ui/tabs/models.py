@@ -156,7 +156,7 @@ def models_tab(services: Services) -> ModelsTab:
         label="Convert in a sandbox first",
         info="For .ckpt, .pt, .pth and .bin files, which can run code when opened. Takes a minute or more; Linux only.",
         value=False,
-        elem_id="model-convert",
+        elem_id="import-convert",
     )
     button = gr.Button("Check and import", elem_id="import-model")
 
