@@ -116,18 +116,7 @@ def token_file(environment: MutableMapping[str, str]) -> Path:
 
 def read_token_file(path: Path) -> str | None:
     """The text of a token file, None if there is none. Raises RefusedConfig if it is no small file of this user."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise RefusedConfig(f"The token file {path} cannot be read: {error.strerror}.") from None
-    with os.fdopen(descriptor, "rb") as file:
-        facts = os.fstat(file.fileno())
-        if not stat.S_ISREG(facts.st_mode) or facts.st_size > MAX_SECRET_LENGTH:
-            raise RefusedConfig(f"The token file {path} is not a small text file. Put the token alone into it.")
-        _refuse_others(path, facts)
-        return file.read().decode("utf-8", "replace")
+    return _read_private(path, MAX_SECRET_LENGTH, follow_link=True)  # home folders on clusters are full of links
 
 
 def read_env_file(path: Path) -> dict[str, str]:
@@ -136,21 +125,28 @@ def read_env_file(path: Path) -> dict[str, str]:
 
     Raises RefusedConfig if the file is a link, or if anyone but its owner can read it.
     """
+    return _parse_env(_read_private(path, MAX_ENV_FILE_BYTES, follow_link=False) or "")
+
+
+def _read_private(path: Path, max_bytes: int, *, follow_link: bool) -> str | None:
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)  # opening a pipe would wait for its writer
+    if not follow_link:
+        flags |= getattr(os, "O_NOFOLLOW", 0)
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        descriptor = os.open(path, flags)
     except FileNotFoundError:
-        return {}
+        return None
     except OSError as error:
-        if path.is_symlink():
-            raise RefusedConfig(f"{path} is a link. Put the file itself there.") from None
-        raise RefusedConfig(f"{path} cannot be read: {error.strerror}.") from None
-    with os.fdopen(descriptor, "rb") as file:
-        facts = os.fstat(file.fileno())
-        if not stat.S_ISREG(facts.st_mode) or facts.st_size > MAX_ENV_FILE_BYTES:
-            raise RefusedConfig(f"{path} is not a small text file. Write lines such as HF_TOKEN=... into it.")
+        reason = "it is a link; put the file itself there" if path.is_symlink() else error.strerror
+        raise RefusedConfig(f"{path} cannot be read: {reason}.") from None
+    try:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode) or facts.st_size > max_bytes:
+            raise RefusedConfig(f"{path} is not a small text file. Only tokens belong into it.")
         _refuse_others(path, facts)
-        text = file.read().decode("utf-8", "replace")
-    return _parse_env(text)
+        return os.read(descriptor, max_bytes).decode("utf-8", "replace")
+    finally:
+        os.close(descriptor)
 
 
 def _refuse_others(path: Path, facts: os.stat_result) -> None:
