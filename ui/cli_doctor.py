@@ -88,7 +88,7 @@ def check_hashes() -> Check:
     except (OSError, ValueError):
         return Check("package hashes", True, "unknown: this Python was not set up by launch.py")
     if marker.get("torch_hash") == "checked":
-        return Check("package hashes", True, "every installed file had the SHA-256 that requirements.txt names")
+        return Check("package hashes", True, "launch.py let in only files with a SHA-256 of requirements.txt")
     return Check(
         "package hashes", True, f"torch and its parts were taken from {marker.get('torch_index')} without known hashes"
     )

@@ -23,6 +23,7 @@ import launch
 from security import locks
 from security.locks import Pin, pins_of_this_machine, read_lock
 from security.policy import FLOORS
+from ui.cli_doctor import check_hashes
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LOCK_FILES = [
@@ -138,6 +139,25 @@ def test_doctor_asks_for_the_parts_that_the_build_needs(
     monkeypatch.setattr(metadata, "requires", lambda package: needs)
     names = {pin.name for pin in pins_of_this_machine(ROOT)}
     assert there in names and absent not in names
+
+
+MARKERS = [
+    ('{"torch_hash": "checked"}', "only files with a SHA-256 of requirements.txt"),
+    (
+        '{"torch_hash": "unknown", "torch_index": "https://example.org/rocm"}',
+        "from https://example.org/rocm without known",
+    ),
+    ("damaged", "not set up by launch.py"),
+]
+
+
+@pytest.mark.parametrize(("marker", "detail"), MARKERS)
+def test_doctor_says_whether_hashes_were_checked(
+    marker: str, detail: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "safelight.json").write_text(marker)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    assert detail in check_hashes().detail
 
 
 def test_floors_lie_below_the_locked_versions(pins: list[Pin]) -> None:
