@@ -129,6 +129,7 @@ CALLS: dict[str, Maker] = {
     "tensor subclass": lambda marker: call(
         "torch._tensor", "_rebuild_from_type_v2", name("os", "system"), touch(marker)
     ),
+    "torch.load, only named": lambda marker: name("torch", "load"),
     "lightning callback": lambda marker: name("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"),
 }
 """A value beside a sound tensor that calls, or only names, something that is neither a tensor nor a plain value."""
@@ -177,14 +178,7 @@ TRICKS: dict[str, Maker] = {
         ORDERED + b"q\x010" + name("os", "system") + b"q\x010h\x01" + group(touch(marker)) + b"R"
     ),
     "memo overwritten, no POP": lambda marker: pickled(
-        *(
-            text("a"),
-            name("torch", "Size") + b"q\x01",
-            text("b"),
-            name("torch", "device") + b"q\x01",
-            text("c"),
-            b"h\x01)R",
-        )
+        *(text("a"), text("x") + b"q\x01", text("b"), text("y") + b"q\x01")
     ),
     "memo of a global": lambda marker: inside(name("os", "system") + b"q\x05" + group(touch(marker)) + b"R"),
     "memo that is not there": lambda marker: inside(b"h\x63"),
@@ -204,6 +198,8 @@ TRICKS: dict[str, Maker] = {
     "bytes after STOP": lambda marker: pickled() + b"\0",
     "ends with a list": lambda marker: PROTOCOL + listing(tensor()) + STOP,
     "ends with a tensor": lambda marker: PROTOCOL + tensor() + STOP,
+    "ends with two tables": lambda marker: PROTOCOL + table(text("weight"), tensor()) + table() + STOP,
+    "ends below a mark": lambda marker: PROTOCOL + b"(" + table(text("weight"), tensor()) + STOP,
     "ends with two values": lambda marker: PROTOCOL + tensor() + table() + STOP,
     "a name without end": lambda marker: PROTOCOL + b"c" + b"a" * 500,
     "payload inside a storage": lambda marker: inside(storage(elements=evaluated(marker) + b"0" + number(4))),
@@ -212,34 +208,41 @@ TRICKS: dict[str, Maker] = {
 }
 """Pickles in a sound container whose instructions, order or end are not what torch writes."""
 
+
+def alone(value: bytes) -> bytes:
+    """A pickle with this one tensor and no other."""
+    return PROTOCOL + table(text("weight"), value) + STOP
+
+
 TENSORS: dict[str, bytes] = {
-    "strides of zero": inside(tensor(shape=sizes(10**6, 10**6), strides=sizes(0, 0))),
-    "larger than its storage": inside(tensor(shape=sizes(5), strides=sizes(1))),
-    "reaching past its storage": inside(tensor(shape=sizes(2, 2), strides=sizes(3, 1))),
-    "offset past its storage": inside(tensor(shape=sizes(1), strides=sizes(1), offset=number(4))),
-    "negative offset": inside(tensor(offset=number(-1))),
-    "negative stride": inside(tensor(strides=sizes(-1, 1))),
-    "impossibly large": inside(tensor(shape=sizes(2**60, 2**60), strides=sizes(1, 1))),
-    "nine dimensions": inside(tensor(shape=sizes(*[1] * 9), strides=sizes(*[1] * 9))),
-    "strides of another length": inside(tensor(strides=sizes(1))),
-    "shape is a text": inside(tensor(shape=text("22"))),
-    "gradient is a number": inside(tensor(gradient=number(1))),
-    "hooks are given": inside(tensor(hooks=call("collections", "OrderedDict", listing(group(number(1), number(2)))))),
-    "with metadata": inside(tensor(more=table(text("conj"), number(1)))),
-    "storage of another size": inside(tensor(storage(elements=number(8)))),
-    "storage in bytes, not elements": inside(tensor(storage(elements=number(16)))),
-    "storage with a negative size": inside(tensor(storage(elements=number(-4)))),
-    "storage with a size of True": inside(tensor(storage(elements=b"\x88"))),
-    "storage that is not there": inside(tensor(storage("7"))),
-    "storage with a path as key": inside(tensor(storage("../data.pkl"))),
+    "strides of zero": alone(tensor(shape=sizes(10**6, 10**6), strides=sizes(0, 0))),
+    "a small stride of zero": alone(tensor(shape=sizes(3, 2), strides=sizes(0, 1))),
+    "larger than its storage": alone(tensor(shape=sizes(5), strides=sizes(1))),
+    "reaching past its storage": alone(tensor(shape=sizes(2, 2), strides=sizes(3, 1))),
+    "offset past its storage": alone(tensor(shape=sizes(1), strides=sizes(1), offset=number(4))),
+    "negative offset": alone(tensor(offset=number(-1))),
+    "negative stride": alone(tensor(strides=sizes(-1, 1))),
+    "impossibly large": alone(tensor(shape=sizes(2**60, 2**60), strides=sizes(1, 1))),
+    "nine dimensions": alone(tensor(shape=sizes(*[1] * 9), strides=sizes(*[1] * 9))),
+    "strides of another length": alone(tensor(strides=sizes(1))),
+    "shape is a text": alone(tensor(shape=text("22"))),
+    "gradient is a number": alone(tensor(gradient=number(1))),
+    "hooks are given": alone(tensor(hooks=call("collections", "OrderedDict", listing(group(number(1), number(2)))))),
+    "with metadata": alone(tensor(more=table(text("conj"), number(1)))),
+    "storage of another size": alone(tensor(storage(elements=number(8)))),
+    "storage in bytes, not elements": alone(tensor(storage(elements=number(16)))),
+    "storage with a negative size": alone(tensor(storage(elements=number(-4)))),
+    "storage with a size of True": alone(tensor(storage(elements=b"\x88"))),
+    "storage that is not there": alone(tensor(storage("7"))),
+    "storage with a path as key": alone(tensor(storage("../data.pkl"))),
     "storage of two types": inside(tensor(storage(kind="IntStorage"))),
-    "storage of an unknown type": inside(tensor(storage(kind="QInt8Storage"))),
-    "untyped storage in an old tensor": inside(
+    "storage of an unknown type": alone(tensor(storage(kind="QInt8Storage"))),
+    "untyped storage in an old tensor": alone(
         tensor(storage(kind="UntypedStorage", module="torch.storage", elements=number(16)))
     ),
-    "a storage that is a tuple": inside(group(text("module"), text("x")) + b"Q"),
-    "a reference that is a text": inside(text("storage") + b"Q"),
-    "typed tensor of an unknown type": inside(
+    "a storage that is a tuple": alone(group(text("module"), text("x")) + b"Q"),
+    "a reference that is a text": alone(text("storage") + b"Q"),
+    "typed tensor of an unknown type": alone(
         name("torch._utils", "_rebuild_tensor_v3")
         + group(storage(), number(0), sizes(1), sizes(1), b"\x89", ORDERED, name("torch", "float32"))
         + b"R"
@@ -294,6 +297,7 @@ CONTAINERS: dict[str, Maker] = {
         [*records(SOUND)[:2], deflated(Record("archive/data/0", bytes(1 << 20)))]
     ),
     "compressed by its own header only": lambda marker: changed(0, local_method=8),
+    "compressed by the directory only": lambda marker: changed(0, method=8, local_method=0),
     "encrypted": lambda marker: changed(0, flags=0x0801),
     "encrypted by its own header only": lambda marker: changed(0, local_flags=0x0801),
     "strong encryption": lambda marker: changed(0, flags=0x0840),
@@ -318,6 +322,7 @@ CONTAINERS: dict[str, Maker] = {
         [*records(SOUND), replace(with_payload_named("archive/data.pkl", marker)[0], listed=False)]
     ),
     "second root": lambda marker: zipped([*records(SOUND), *with_payload_named("other/data.pkl", marker)]),
+    "second root without a pickle": lambda marker: zipped([*records(SOUND), Record("other/.format_version", b"1")]),
     "second pickle": lambda marker: zipped([*records(SOUND), *with_payload_named("archive/constants.pkl", marker)]),
     "code of TorchScript": lambda marker: zipped([*records(SOUND), Record("archive/code/__torch__.py", b"x")]),
     "name in capitals": lambda marker: changed(0, name="archive/DATA.PKL"),
@@ -334,12 +339,14 @@ CONTAINERS: dict[str, Maker] = {
     "zip behind a zip": lambda marker: checkpoint(inside(evaluated(marker))) + checkpoint(SOUND),
     "bytes behind": lambda marker: zipped(records(SOUND), after=b"\0"),
     "comment": lambda marker: zipped(records(SOUND), comment=b"hello"),
+    "comment that is not there": lambda marker: checkpoint(SOUND)[:-2] + b"\x05\0",
     "another directory in the comment": lambda marker: zipped(
         records(SOUND), comment=checkpoint(inside(evaluated(marker)))
     ),
     "gap between members": lambda marker: changed(1, gap=PROTOCOL + evaluated(marker) + STOP),
     "member too few": lambda marker: zipped(records(SOUND), count=3),
     "member too many": lambda marker: zipped(records(SOUND), count=5),
+    "bytes in the directory": lambda marker: zipped(records(SOUND), in_directory=PROTOCOL + evaluated(marker) + STOP),
     "cut off": lambda marker: checkpoint(SOUND)[:-30],
     "cut off in the middle": lambda marker: checkpoint(SOUND)[:200],
     "other byte order": lambda marker: zipped(

@@ -121,7 +121,13 @@ def records(pickle: bytes, storages: Mapping[str, bytes] | None = None) -> list[
 
 
 def zipped(
-    members: list[Record], *, before: bytes = b"", after: bytes = b"", comment: bytes = b"", count: int = 0
+    members: list[Record],
+    *,
+    before: bytes = b"",
+    after: bytes = b"",
+    comment: bytes = b"",
+    count: int = 0,
+    in_directory: bytes = b"",
 ) -> bytes:
     """The zip file of these members. `count` replaces the true number of them in the end record."""
     body, directory = before, b""
@@ -143,6 +149,7 @@ def zipped(
         if member.listed:
             entry = (20, 20, member.flags, member.method, 0, 0x21, crc, packed_size, listed_size, len(stored_name))
             directory += struct.pack("<4s6H3L5H2L", b"PK\x01\x02", *entry, 0, 0, 0, 0, 0, offset) + stored_name
+    directory += in_directory
     listed = count or sum(member.listed for member in members)
     end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, listed, listed, len(directory), len(body), len(comment))
     return body + directory + end + comment + after
