@@ -43,6 +43,7 @@ def test_memory_is_bounded_and_what_is_used_stays() -> None:
     owned = Ownership()
     for number in range(MAX_NAMES_PER_LOGIN + 5):
         owned.claim("a", Kind.SESSION, f"s{number}")
+        assert status(lambda: owned.claim("b", Kind.SESSION, "s0")) == 403
         owned.claim("a", Kind.SESSION, "s0")
     assert len(owned._names["a", Kind.SESSION]) == MAX_NAMES_PER_LOGIN == len(owned._owners)
     assert status(lambda: owned.claim("b", Kind.SESSION, "s0")) == 403
@@ -51,6 +52,14 @@ def test_memory_is_bounded_and_what_is_used_stays() -> None:
     owned.forget("b")
     assert not owned._names
     assert not owned._owners
+
+
+def test_a_file_in_use_is_not_forgotten() -> None:
+    owned = Ownership()
+    for number in range(MAX_NAMES_PER_LOGIN + 5):
+        owned.add("a", Kind.FILE, [f"/{number}"])
+        owned.require("a", Kind.FILE, ["/0"])
+    assert status(lambda: owned.require("a", Kind.FILE, ["/1"])) == 403
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a/b", "ü", "x" * 65, "a\n", 7, None, ["a"], {"a": 1}])
