@@ -22,6 +22,7 @@ from security.integrity import check_own_hash, sha256_of
 from security.signing import check_signature, create_key, is_encrypted, sign_file, signature_path
 from trainer import events
 from trainer.config.schema import TrainConfig
+from trainer.models.provenance import Provenance, record_provenance
 from trainer.runs import RunFolder
 from trainer.workspace import Workspace
 from ui import cli
@@ -287,6 +288,31 @@ def test_file_is_compared_with_what_its_run_wrote_down(
     assert check_own_hash(saved)
     code, text = answer(capsys, "verify", str(saved))
     assert code == 1 and "ink.safetensors was changed" in text
+
+
+def test_library_is_verified_by_what_was_recorded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAFELIGHT_WORKSPACE", str(tmp_path / "workspace"))
+    workspace = Workspace.open(None)
+    code, text = answer(capsys, "verify")
+    assert code == 0 and "No models" in text
+    for name in ("recorded", "unrecorded"):
+        save_file(NUMBERS, workspace.models_dir / f"{name}.safetensors")
+    record_provenance(workspace, "recorded", Provenance(source="owner/recorded"))
+    code, text = answer(capsys, "verify")
+    assert code == 0 and "recorded: the 1 file(s) that came from owner/recorded, unchanged" in text
+    assert "unrecorded: nothing was recorded" in text
+    file = workspace.models_dir / "recorded.safetensors"
+    times = (file.stat().st_atime_ns, file.stat().st_mtime_ns)
+    flip(file, -1)
+    os.utime(file, ns=times)  # size and time tell nothing: it has to be read again
+    code, text = answer(capsys, "verify", "recorded")
+    assert code == 1 and text.startswith("FAIL  recorded: ")
+    code, text = answer(capsys, "verify", "--json")
+    assert code == 1 and {one["name"]: one["ok"] for one in json.loads(text)} == {"recorded": False, "unrecorded": True}
+    code, text = answer(capsys, "verify", "recorded", "--public-key", "x.pub")
+    assert code == 2 and "Only single files are signed" in text
 
 
 def test_wish_for_a_signature_that_is_missing_fails(
