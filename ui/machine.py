@@ -14,7 +14,7 @@ import psutil
 
 from security.errors import FailedCommand
 from security.processes import run
-from trainer.models.text import gigabytes
+from trainer.models.text import gigabytes as gigabytes  # the page's other modules have it from here
 
 logger = logging.getLogger("safelight.machine")
 

@@ -298,6 +298,27 @@ def test_what_the_checks_refuse_leaves_nothing(
     assert {path.name for path in left} == {"job.json"}, "not even in quarantine"
 
 
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (safetensors_bytes(LORA_TENSORS, filler=4_000_000), "a LoRA"),
+        (b"<html>log in</html>" * 200_000, "web page"),
+        (sdxl_checkpoint(filler=4_000_000) + b"more", "followed by bytes"),
+    ],
+)
+def test_the_wrong_model_is_not_fetched_to_its_end(
+    make: Make, hubs: Hubs, workspace: Workspace, data: bytes, said: str
+) -> None:
+    player = HuggingFacePlayer(hubs, REPO, {"tiny.safetensors": data})
+    player.replies["tiny.safetensors"] = slow()
+    player.publish()
+    began = time.monotonic()
+    refused = fetched(make(), REPO)
+    assert refused.state is DownloadState.FAILED and said in refused.message
+    assert time.monotonic() - began < 6, "the whole would take twelve seconds"
+    assert in_library(workspace) == set() and not list(workspace.downloads_dir.rglob("*.part"))
+
+
 def test_a_file_that_is_not_the_announced_one_is_refused(make: Make, hubs: Hubs, workspace: Workspace) -> None:
     player = HuggingFacePlayer(hubs, REPO, {"tiny.safetensors": DATA})
     player.replies["tiny.safetensors"] = {"body": DATA[:-1] + bytes([DATA[-1] ^ 1])}
@@ -328,6 +349,7 @@ def test_a_file_that_changes_in_quarantine_is_refused(
         refused = fetched(make(), REPO)
         assert refused.state is DownloadState.FAILED and "changed in quarantine" in refused.message
     assert in_library(workspace) == set()
+    assert not list(workspace.downloads_dir.rglob("*.safetensors")) + list(workspace.downloads_dir.rglob("*.whole"))
 
 
 def test_a_folder_that_would_run_code_is_refused(make: Make, hubs: Hubs, workspace: Workspace) -> None:

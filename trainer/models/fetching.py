@@ -9,16 +9,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from security.errors import FailedDownload, Interrupted, RefusedFile, RefusedName, SafelightError
+from security.errors import FailedDownload, Interrupted, RefusedFile, RefusedName
 from security.fetch import Fetched, Wanted, fetch, promote
 from security.net import Network
 from security.parts import sync_folder
-from security.policy import MAX_MODEL_JSON_BYTES, MAX_VOCABULARY_BYTES, Service
+from security.policy import MAX_HEADER_BYTES, MAX_MODEL_JSON_BYTES, MAX_VOCABULARY_BYTES, Service
 from security.roots import Root
 from security.secrets import Secret
+from security.sniff import SNIFF_BYTES
 from security.urls import SafeUrl
 from trainer.models.checks import check_quarantined
-from trainer.models.files import file_hashes, library_path, model_parts, remember_hashes
+from trainer.models.detect import detect
+from trainer.models.files import WEIGHT_SUFFIX, file_hashes, library_path, model_parts, remember_hashes
 from trainer.models.jobfiles import Job, Meter
 from trainer.models.plans import Plan, PlannedFile
 from trainer.models.provenance import Provenance, record_provenance
@@ -44,20 +46,26 @@ def fetch_model(
     (folder / PARTS_FOLDER).mkdir(mode=0o700, exist_ok=True)
     shutil.rmtree(folder / MODEL_FOLDER, ignore_errors=True)  # of an attempt that ended while it was being put together
     (folder / MODEL_FOLDER).mkdir(mode=0o700)
-    fetched: dict[str, Fetched] = {}
-    for file in job.plan.files:
-        fetched[file.path] = _fetch_one(network, token, job.plan, file, folder, meter, cancelled)
-        meter.file_is_done(fetched[file.path].size)
+    try:
+        fetched = {}
+        for file in job.plan.files:
+            fetched[file.path] = _fetch_one(network, token, job, file, folder, meter, cancelled)
+            meter.file_is_done(fetched[file.path].size)
+    except RefusedFile:
+        _clear(folder)
+        raise
     try:
         meter.checks("Checking")
         model = _put_together(job, folder / MODEL_FOLDER, fetched, meter)
         check_quarantined(model)
         _promote(workspace, job, model, fetched)
-    except SafelightError:
-        # refused for what is in it: nothing of it is kept, so that nothing can pick it up by accident
-        shutil.rmtree(folder / PARTS_FOLDER, ignore_errors=True)
-        shutil.rmtree(folder / MODEL_FOLDER, ignore_errors=True)
+    except (RefusedFile, FailedDownload):
+        _clear(folder)  # refused for what is in it: nothing may pick it up by accident
         raise
+    _clear(folder)
+
+
+def _clear(folder: Path) -> None:
     shutil.rmtree(folder / PARTS_FOLDER, ignore_errors=True)
     shutil.rmtree(folder / MODEL_FOLDER, ignore_errors=True)
 
@@ -65,14 +73,20 @@ def fetch_model(
 def _fetch_one(
     network: Network,
     token: Secret | None,
-    plan: Plan,
+    job: Job,
     file: PlannedFile,
     folder: Path,
     meter: Meter,
     cancelled: Callable[[], bool],
 ) -> Fetched:
+    look = _FirstLook(job, file, folder)
+
     def locate() -> SafeUrl:
-        return file_url(network, plan, file)
+        return file_url(network, job.plan, file)
+
+    def progress(have: int, total: int | None) -> None:
+        meter.tell(have, total)
+        look.at(have, total)
 
     small = MAX_VOCABULARY_BYTES if file.path.endswith((".json", ".txt")) else None
     wanted = Wanted(file.path, file.size, file.sha256 or None, file.git_sha1 or None)
@@ -81,10 +95,41 @@ def _fetch_one(
         wanted = Wanted(file.path, file.size, file.sha256 or None, file.git_sha1 or None, limit)
     try:
         return fetch(
-            network, locate, Root(folder / PARTS_FOLDER), wanted, token=token, progress=meter.tell, cancelled=cancelled
+            network, locate, Root(folder / PARTS_FOLDER), wanted, token=token, progress=progress, cancelled=cancelled
         )
     except Interrupted as error:
         raise FailedDownload(f"{error} What has come is kept: press Continue, or run the same command again.") from None
+
+
+class _FirstLook:
+    """Checks the header of a single file as soon as it has come, so that the wrong model is not fetched to its end.
+
+    A sparse file stands for the whole: it has the header and the announced size, which is all that the checks read.
+    """
+
+    def __init__(self, job: Job, file: PlannedFile, folder: Path) -> None:
+        self._parts = folder / PARTS_FOLDER
+        self._stand_in = folder / MODEL_FOLDER / f"{job.name}{WEIGHT_SUFFIX}"
+        self._is_over = job.plan.layout != "file" or not file.path.endswith(WEIGHT_SUFFIX)
+
+    def at(self, have: int, total: int | None) -> None:
+        """The file has `have` of `total` bytes. Raises RefusedFile if it is no model that can be trained."""
+        if self._is_over or not total or have < SNIFF_BYTES:
+            return
+        part = next(self._parts.glob("*.part"))
+        with part.open("rb") as file:
+            length = 8 + int.from_bytes(file.read(8), "little")
+            if have < length <= MAX_HEADER_BYTES:
+                return  # the header is still coming
+            file.seek(0)
+            start = file.read(min(length, MAX_HEADER_BYTES))
+        self._is_over = True
+        self._stand_in.write_bytes(start)
+        try:
+            os.truncate(self._stand_in, total)
+            detect(self._stand_in)
+        finally:
+            self._stand_in.unlink()
 
 
 def file_url(network: Network, plan: Plan, file: PlannedFile) -> SafeUrl:
