@@ -61,6 +61,8 @@ def convert_checkpoint(source: Path, target: Path) -> Conversion:
         )
     if target.suffix != ".safetensors" or os.path.lexists(target):
         raise SafelightError(f"{target} exists already or does not end in .safetensors. Give another name.")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise SafelightError(f"The folder {target.parent} is not there or cannot be written. Choose another one.")
     with _opened(source) as descriptor:
         before = os.fstat(descriptor)
         _check_space(before.st_size, target.parent)

@@ -6,6 +6,7 @@ threads share memory; a child process has its own.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import mimetypes
@@ -165,7 +166,7 @@ def _restrict(rules: Sequence[Rule]) -> SandboxState:
     return SandboxState(
         True,
         f"On (Landlock {version}): a run can read its model and dataset, write its own folder and the cache, "
-        f"start no program {network}.",
+        f"start no program {network}. It is a second fence, no wall: a run shares the memory of this program.",
     )
 
 
@@ -212,10 +213,10 @@ def _holds_more_than_code(folder: Path) -> bool:
     if not folder.is_absolute():
         return True
     resolved = folder.resolve()
-    return any(
-        keep.is_relative_to(resolved)
-        for keep in (Path.home().resolve(), REPOSITORY_DIR, Path.cwd(), Path(tempfile.gettempdir()).resolve())
-    )
+    kept = [Path.home().resolve(), REPOSITORY_DIR, Path(tempfile.gettempdir()).resolve()]
+    with contextlib.suppress(FileNotFoundError):  # the folder where we stand was deleted
+        kept.append(Path.cwd())
+    return any(keep.is_relative_to(resolved) for keep in kept)
 
 
 def _wake_gpu() -> None:

@@ -192,6 +192,8 @@ def test_nothing_is_replaced(tmp_path: Path) -> None:
     assert target.read_text() == "mine"
     with pytest.raises(SafelightError, match=r"does not end in \.safetensors"):
         convert_checkpoint(source, tmp_path / "model.ckpt2")
+    with pytest.raises(SafelightError, match="is not there or cannot be written"):
+        convert_checkpoint(source, tmp_path / "nowhere" / "model.safetensors")
 
 
 def test_links_folders_pipes_and_missing_files_are_refused(tmp_path: Path) -> None:
