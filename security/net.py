@@ -159,10 +159,6 @@ class Network:
         """Checks an address that a user typed. Raises RefusedUrl with the reason."""
         return parse_typed(text, self._mirrors)
 
-    def follow(self, text: str, base: SafeUrl) -> SafeUrl:
-        """Checks an address that an answer from `base` gave, such as `downloadUrl`. Raises RefusedUrl."""
-        return parse_redirect(text, base, self._mirrors)
-
     def get_json(
         self,
         url: SafeUrl,

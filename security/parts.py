@@ -13,7 +13,6 @@ import os
 import shutil
 import stat
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -24,7 +23,7 @@ from filelock import FileLock, Timeout
 from security.configs import read_json
 from security.errors import Cancelled, FailedDownload, RefusedConfig
 from security.names import sanitized_name
-from security.policy import FREE_DISK_RESERVE_BYTES, MIB, PART_FILE_DAYS
+from security.policy import FREE_DISK_RESERVE_BYTES, MIB
 from security.roots import Root
 
 _SUFFIXES = (".part", ".part.json", ".whole", ".lock")
@@ -180,25 +179,6 @@ class Part:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-
-
-def remove_stale_parts(quarantine: Root, days: float = PART_FILE_DAYS) -> int:
-    """Deletes what unfinished downloads left over `days` ago and nobody is writing. Gives the number of files."""
-    oldest = time.time() - days * 24 * 3600
-    removed = 0
-    for lock_path in sorted(quarantine.path.glob("*.lock")):
-        stem = lock_path.name.removesuffix(".lock")
-        paths = [path for suffix in _SUFFIXES if (path := quarantine.path / (stem + suffix)).exists()]
-        if any(path.lstat().st_mtime >= oldest for path in paths):
-            continue
-        try:
-            with FileLock(lock_path, timeout=0, mode=0o600):
-                for path in paths:
-                    path.unlink(missing_ok=True)
-                removed += len(paths) - 1
-        except Timeout:
-            continue
-    return removed
 
 
 def sync_folder(folder: Path) -> None:

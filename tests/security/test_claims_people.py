@@ -24,7 +24,7 @@ import launch
 from security.environment import closed_environment
 from security.errors import FailedDownload, RefusedConfig, RefusedFile, RefusedPath, RefusedUrl, SafelightError
 from security.fetch import Wanted
-from security.parts import remove_stale_parts
+from security.net import Network
 from security.policy import FLOORS, VERSION, Service
 from security.roots import Root, refuse_unsafe_workspace
 from security.sandbox import Limits, probe, run_confined
@@ -42,6 +42,8 @@ from tests.security.weight_files import write_one_tensor
 from tests.test_architecture import PRODUCT
 from trainer.config.files import iter_settings, parse_config
 from trainer.models.detect import detect
+from trainer.models.downloads import Downloads
+from trainer.workspace import Workspace
 from ui.cli import build_parser
 from ui.server import ServeOptions
 
@@ -160,12 +162,13 @@ def test_s44_temporary_files_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert folder.is_dir() and not killed.exists()
     if sys.platform != "win32":
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    parts = tmp_path / "parts"
-    parts.mkdir()
-    for name in ("a.lock", "a.part", "a.part.json"):
-        (parts / name).write_bytes(b"x")
-        os.utime(parts / name, (1, 1))
-    assert remove_stale_parts(Root(parts)) == 2 and not list(parts.glob("*.part*"))
+    workspace = Workspace.open(tmp_path / "workspace")
+    left = workspace.downloads_dir / "0123456789ab" / "parts"
+    left.mkdir(parents=True)
+    (left / "a.part").write_bytes(b"x")
+    os.utime(left / "a.part", (1, 1))
+    Downloads(workspace, Network(), TokenStore())
+    assert list(workspace.downloads_dir.iterdir()) == []
 
 
 def test_s45_the_newest_release_is_looked_after() -> None:

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,10 +17,8 @@ import security.fetch
 import security.parts
 from security.errors import FailedDownload, Interrupted, RefusedPath
 from security.fetch import Fetched, Wanted, promote
-from security.parts import remove_stale_parts
 from security.policy import FREE_DISK_RESERVE_BYTES, MIB
-from security.roots import Root
-from tests.hubs.bench import DATA, ROOT, SHA256, Bench, honest
+from tests.hubs.bench import DATA, ROOT, Bench, honest
 from tests.hubs.server import FAST, Reply
 
 # Disks
@@ -278,22 +275,3 @@ def test_promoting_to_another_disk_is_told(fetched: Fetched, small_disk: Path) -
     with pytest.raises(FailedDownload, match="must be on one disk"):
         promote(fetched, small_disk / "x.safetensors")
     assert fetched.path.read_bytes() == DATA
-
-
-# Cleaning up
-
-
-def test_old_parts_are_removed_and_young_or_busy_ones_kept(bench: Bench) -> None:
-    for name in ("old", "young", "busy"):
-        bench.serve(honest(stop_after=1000))
-        with pytest.raises(Interrupted):
-            bench.fetch(Wanted(name, len(DATA), SHA256))
-    long_ago = time.time() - 20 * 24 * 3600
-    for path in bench.folder.iterdir():
-        if not path.name.startswith("young"):
-            os.utime(path, (long_ago, long_ago))
-    (busy_lock,) = bench.folder.glob("busy*.lock")
-    with security.parts.FileLock(busy_lock, timeout=0):
-        os.utime(busy_lock, (long_ago, long_ago))
-        assert remove_stale_parts(Root(bench.folder)) == 2
-    assert {path.name.split(".")[0] for path in bench.folder.iterdir()} == {"young", "busy"}
