@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -146,3 +149,27 @@ def test_new_privileges_are_given_up() -> None:
 
     assert restricted([Rule(Path("/proc"), READ)], look) == ["worked"]
     assert "NoNewPrivs:\t0" in Path("/proc/self/status").read_text()
+
+
+@pytest.mark.skipif(abi() < 4, reason=f"this kernel has Landlock {abi()}, which knows no network")
+def test_tcp_is_denied_in_both_directions() -> None:
+    with socket.socket() as server, socket.socket() as client, socket.socket() as other:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        assert restricted(
+            [], lambda: client.connect(server.getsockname()), lambda: other.bind(("127.0.0.1", 0)), server.getsockname
+        ) == ["PermissionError", "PermissionError", "worked"]
+        client.connect(server.getsockname())
+
+
+@pytest.mark.skipif(abi() < 6, reason=f"this kernel has Landlock {abi()}, which knows no scopes")
+def test_abstract_sockets_of_others_are_denied_and_own_signals_are_not() -> None:
+    name = f"\0safelight-{uuid.uuid4().hex}"
+    with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as client:
+        server.bind(name)
+        server.listen()
+        own = os.getpid()
+        assert restricted([], lambda: client.connect(name), lambda: os.kill(own, signal.SIGCONT)) == [
+            *("PermissionError", "worked")
+        ]
+        client.connect(name)
