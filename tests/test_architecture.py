@@ -370,7 +370,7 @@ DISTRIBUTIONS = {
 def third_party(sources: list[Source]) -> set[str]:
     """Names, as in requirements files, of the packages that these files import."""
     names = {name.split(".")[0] for source in sources for _, name in imports(source.tree)}
-    outside = names - set(sys.stdlib_module_names) - {*LAYERS, "tests", ""}
+    outside = names - set(sys.stdlib_module_names) - {*LAYERS, "tests", "benchmarks", ""}
     return {DISTRIBUTIONS.get(name, name).lower().replace("_", "-") for name in outside}
 
 
