@@ -21,6 +21,14 @@ _held_locks: list[BinaryIO] = []
 """Open files whose lock shows other processes that their temporary folder is in use."""
 
 
+def private_files() -> None:
+    """Makes every file and folder that this process creates from now on readable by its owner alone (umask 077).
+
+    Libraries that write for us, such as Pillow, ask for modes that let others read.
+    """
+    os.umask(0o077)
+
+
 def offline_environment() -> None:
     """Keeps the model libraries off the network and from running code of a model. Call it before importing any of them.
 

@@ -168,6 +168,10 @@ def _write_new(path: Path, data: bytes, mode: int) -> None:
     except OSError as error:
         raise RefusedPath(f"{path} cannot be written: {error.strerror}.") from None
     with os.fdopen(descriptor, "wb") as file:
+        if hasattr(os, "fchmod"):
+            os.fchmod(
+                descriptor, mode
+            )  # a public key is for others to read, whatever the program's files are by default
         file.write(data)
 
 

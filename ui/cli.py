@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from security.environment import private_files
 from security.errors import SafelightError
 from security.hosts import check_host_name
 from security.output import drain, install, lost_output
@@ -50,6 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     """Runs one command and returns its exit code."""
     if list(arguments[:1]) == ["test"] and list(arguments[1:]) not in (["--help"], ["-h"]):
         return run_tests(arguments[1:])
+    private_files()
     install()
     take_tokens()
     try:
@@ -193,7 +195,9 @@ def _models_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _convert_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, metavar="FILE", help="the checkpoint: .ckpt, .pt, .pth or .bin; it stays as it is")
+    parser.add_argument(
+        "file", type=Path, metavar="FILE", help="the checkpoint: .ckpt, .pt, .pth or .bin; it stays as it is"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="the new file (default: FILE's name as .safetensors)")
 
 

@@ -226,6 +226,13 @@ def test_s49_downloads_stand_up_to_the_network(hubs: Hubs, bench: Bench, tmp_pat
 
 @posix_only
 def test_s50_files_of_ours_give_nobody_a_way_in(tmp_path: Path) -> None:
+    made = subprocess.run(
+        [sys.executable, "launch.py", "--no-venv", "runs", "--workspace", str(tmp_path / "space")],
+        cwd=pages.ROOT, capture_output=True, text=True, check=True, timeout=120, umask=0o022,
+    )  # fmt: skip
+    assert made.returncode == 0
+    everything = [tmp_path / "space", *(tmp_path / "space").rglob("*")]
+    assert len(everything) > 5 and not [path for path in everything if path.stat().st_mode & 0o077]
     root = Root(tmp_path)
     (tmp_path / "victim").write_text("untouched")
     (tmp_path / "planted").symlink_to(tmp_path / "victim")
