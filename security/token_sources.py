@@ -65,7 +65,7 @@ def token_name(service: Service) -> str:
     return f"{service.value} token"
 
 
-def make_secret(service: Service, text: str, source: str) -> Secret | None:
+def make_secret(service: Service, text: str, source: str = "") -> Secret | None:
     """The token out of what a source holds, None if that is empty. Raises RefusedConfig, which names the source."""
     stripped = text.strip()
     if not stripped:
@@ -73,7 +73,7 @@ def make_secret(service: Service, text: str, source: str) -> Secret | None:
     try:
         return Secret(stripped, token_name(service))
     except RefusedConfig as error:
-        raise RefusedConfig(f"{error} It comes from {source}.") from None
+        raise RefusedConfig(f"{error} It comes from {source}." if source else str(error)) from None
 
 
 def take_from_environment(environment: MutableMapping[str, str]) -> dict[str, str]:

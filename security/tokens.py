@@ -81,7 +81,7 @@ def take_tokens() -> None:
 
 
 def _typed_secret(service: Service, text: str) -> Secret:
-    secret = make_secret(service, text, "what was typed")
+    secret = make_secret(service, text)
     if secret is None:
         raise RefusedConfig(f"The {token_name(service)} is empty. Paste it, then press Save.")
     return secret
