@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -123,6 +124,27 @@ def test_a_file_that_changes_in_quarantine_is_refused(
         assert refused.state is DownloadState.FAILED and "changed in quarantine" in refused.message
     assert in_library(workspace) == set()
     assert not list(workspace.downloads_dir.rglob("*.safetensors")) + list(workspace.downloads_dir.rglob("*.whole"))
+
+
+def test_nothing_in_the_library_can_be_run_as_a_program(
+    make: Make, hubs: Hubs, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trainer.models import fetching
+
+    real = fetching.check_quarantined
+
+    def check_and_open(path: Path) -> object:
+        for part in [path, *path.rglob("*")]:
+            part.chmod(0o777)
+        return real(path)
+
+    monkeypatch.setattr(fetching, "check_quarantined", check_and_open)
+    HuggingFacePlayer(hubs, REPO, diffusers_files()).publish()
+    assert fetched(make(), REPO).state is DownloadState.DONE
+    parts = list((workspace.models_dir / "tiny-xl").rglob("*"))
+    assert parts
+    assert {stat.S_IMODE(path.stat().st_mode) for path in parts} == {0o600, 0o700}
+    assert all(path.is_dir() for path in parts if path.stat().st_mode & 0o111)
 
 
 def test_a_folder_that_would_run_code_is_refused(make: Make, hubs: Hubs, workspace: Workspace) -> None:

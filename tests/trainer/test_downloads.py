@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from security.errors import RefusedName, SafelightError
 from tests.hubs.civitai import STORAGE as CIVITAI_STORAGE
@@ -23,8 +25,8 @@ from tests.hubs.server import Hubs
 from tests.trainer.downloading import DATA, REPO, Make, Tokens, fetched, in_library, managers, slow, until
 from trainer.models import catalog, sources
 from trainer.models.catalog import CatalogRow
-from trainer.models.downloads import SWEEP_SECONDS
-from trainer.models.jobfiles import DownloadState
+from trainer.models.downloads import LOCK_NAME, SWEEP_SECONDS
+from trainer.models.jobfiles import DownloadState, read_job, write_job
 from trainer.models.library import find_model
 from trainer.models.plans import RefusedModel
 from trainer.models.provenance import read_provenance, verify_model
@@ -235,11 +237,34 @@ def test_what_nobody_went_on_with_is_swept_at_the_next_start(
     old = time.time() - SWEEP_SECONDS - 60
     for path in (workspace.downloads_dir / ids[0]).rglob("*"):
         os.utime(path, (old, old))
+    (workspace.downloads_dir / ids[0] / LOCK_NAME).touch()  # as a page does that shows it
     (workspace.downloads_dir / "stray").mkdir()
     caplog.set_level("INFO", "safelight.downloads")
     assert [one.id for one in make().all()] == [ids[1]]
     assert not (workspace.downloads_dir / ids[0]).exists() and not (workspace.downloads_dir / "stray").exists()
     assert "deleting a: nobody went on with it for" in caplog.text
+
+
+def test_what_another_program_works_on_is_not_swept(make: Make, hubs: Hubs, workspace: Workspace) -> None:
+    HuggingFacePlayer(hubs, REPO, {"a.safetensors": DATA}).publish()
+    job_id = fetched(make(), REPO).id
+    old = time.time() - SWEEP_SECONDS - 60
+    for path in (workspace.downloads_dir / job_id).rglob("*"):
+        os.utime(path, (old, old))
+    with FileLock(workspace.downloads_dir / job_id / LOCK_NAME):
+        assert [one.id for one in make().all()] == [job_id]
+    assert make().all() == []
+
+
+def test_what_ended_before_the_end_was_written_down_is_done(make: Make, hubs: Hubs, workspace: Workspace) -> None:
+    HuggingFacePlayer(hubs, REPO, {"a.safetensors": DATA}).publish()
+    job_id = fetched(make(), REPO).id
+    folder = workspace.downloads_dir / job_id
+    write_job(folder, replace(read_job(folder), outcome=None))
+    later = make()
+    assert later.get(job_id).state is DownloadState.INTERRUPTED
+    later.resume(job_id)
+    assert later.get(job_id).state is DownloadState.DONE and verify_model(workspace, "a") == []
 
 
 def test_a_damaged_job_hurts_no_other(make: Make, hubs: Hubs, workspace: Workspace) -> None:

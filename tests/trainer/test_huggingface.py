@@ -197,6 +197,14 @@ def test_a_private_model_needs_the_right_token(hubs: Hubs, token: Secret) -> Non
     assert "private" in plan(hubs, token=token).warnings[0]
 
 
+@pytest.mark.parametrize("name", ["../b.safetensors", "a/../b.safetensors", "/b.safetensors", "a\\b.safetensors"])
+def test_names_that_no_repository_can_have_are_passed_over(hubs: Hubs, name: str) -> None:
+    player = HuggingFacePlayer(hubs, REPO, {"a.safetensors": BIG, "b.safetensors": SMALL})
+    player.changes["b.safetensors"] = {"rfilename": name}
+    player.publish()
+    assert [file.remote for file in plan(hubs).files] == ["a.safetensors"]
+
+
 def test_missing_disabled_and_senseless_answers(hubs: Hubs) -> None:
     missing = json_reply({"error": "x"}, 404, [("X-Error-Code", "RevisionNotFound")])
     hubs.on("huggingface.co", f"/api/models/{REPO}/revision/main", missing)

@@ -40,6 +40,7 @@ from trainer.workspace import Workspace
 logger = logging.getLogger("safelight.downloads")
 
 DOWNLOAD_THREAD = "safelight-download"
+LOCK_NAME = ".lock"
 SWEEP_SECONDS = PART_FILE_DAYS * 24 * 3600
 """Downloads that nobody went on with for this long are deleted at start."""
 
@@ -275,7 +276,7 @@ class Downloads:
         return Root(self.workspace.downloads_dir).child(job_id)
 
     def _lock(self, job_id: str) -> FileLock:
-        return FileLock(self._folder(job_id) / ".lock")
+        return FileLock(self._folder(job_id) / LOCK_NAME)
 
     def _job(self, job_id: str) -> Job:
         job = read_job(self._folder(job_id))
@@ -312,9 +313,11 @@ class Downloads:
             return True
 
     def _sweep(self) -> None:
-        """Deletes downloads that were left a week ago, and folders of which nothing can be read."""
+        """Deletes downloads that were left long ago, and folders of which nothing can be read."""
         for folder in [path for path in self.workspace.downloads_dir.iterdir() if path.is_dir()]:
-            age = time.time() - max((path.stat().st_mtime for path in folder.rglob("*") if path.is_file()), default=0.0)
+            # looking at a download touches its lock, which is no going on with it
+            files = (path for path in folder.rglob("*") if path.is_file() and path.name != LOCK_NAME)
+            age = time.time() - max((path.stat().st_mtime for path in files), default=0.0)
             if age < SWEEP_SECONDS or self._is_held(folder.name):
                 continue
             job = read_job(folder)
