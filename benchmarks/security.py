@@ -274,7 +274,7 @@ def sandbox(_options: argparse.Namespace) -> Figures:
 
 def made_places(folder: Path, stack: ExitStack) -> Any:
     """The folders, port, socket and process that the operations of the sandbox's tests are tried on."""
-    from tests.security.denied_operations import Places
+    from tests.security.denied_operations import Places, open_socket_files
 
     space, outside = folder / "space", folder / "outside"
     for inner in (
@@ -307,6 +307,8 @@ def made_places(folder: Path, stack: ExitStack) -> Any:
     server.listen(50)
     abstract.bind("\0" + name)
     abstract.listen(50)
+    for other in open_socket_files(outside):
+        stack.callback(other.close)
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     stack.callback(sleeper.wait)
     stack.callback(sleeper.kill)

@@ -99,6 +99,29 @@ def connect_abstract(places: Places) -> None:
         one.connect("\0" + places.abstract_name)
 
 
+SOCKET_FILES = {"stream.s": socket.SOCK_STREAM, "packets.s": socket.SOCK_SEQPACKET, "datagrams.s": socket.SOCK_DGRAM}
+"""Sockets with a name in the file system, by which the desktop's session, Docker or an SSH agent take orders."""
+
+
+def open_socket_files(folder: Path) -> list[socket.socket]:
+    """Sockets of another program, which listens there."""
+    made = []
+    for name, kind in SOCKET_FILES.items():
+        made.append(socket.socket(socket.AF_UNIX, kind))
+        made[-1].bind(str(folder / name))
+        if kind is not socket.SOCK_DGRAM:
+            made[-1].listen(50)
+    return made
+
+
+def order_by_socket_file(places: Places, name: str) -> None:
+    with socket.socket(socket.AF_UNIX, SOCKET_FILES[name]) as one:
+        if SOCKET_FILES[name] is socket.SOCK_DGRAM:
+            one.sendto(b"start a program", str(places.outside / name))
+        else:
+            one.connect(str(places.outside / name))
+
+
 def make_socket(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as one:
         one.bind(str(path))
@@ -172,6 +195,9 @@ DENIED_OPERATIONS: dict[str, Callable[[Places], None]] = {
     "look up a name": lambda at: look_up(),
     "ask the kernel about the network": lambda at: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW).close(),
     "connect to an abstract socket": connect_abstract,
+    "connect to a socket file of another program": lambda at: order_by_socket_file(at, "stream.s"),
+    "connect to a socket file for packets": lambda at: order_by_socket_file(at, "packets.s"),
+    "send to a socket file": lambda at: order_by_socket_file(at, "datagrams.s"),
     "start a program": lambda at: start("/bin/true"),
     "start a shell": lambda at: start("/bin/sh", "-c", "true"),
     "start another Python": lambda at: start(sys.executable, "-c", ""),

@@ -19,7 +19,7 @@ from security.confined import CONFINEMENT_FAILED
 from security.errors import FailedCommand
 from security.policy import MAX_CHILD_OUTPUT_BYTES
 from security.sandbox import Limits, SandboxState, confine_thread, probe, run_confined
-from tests.security.denied_operations import ALLOWED_OPERATIONS, DENIED_OPERATIONS, Places
+from tests.security.denied_operations import ALLOWED_OPERATIONS, DENIED_OPERATIONS, Places, open_socket_files
 from tests.security.landlock_threads import in_full_thread
 from tests.tiny import tiny_dataset, tiny_sd15
 from trainer.config.files import parse_config
@@ -78,10 +78,13 @@ def places(workspace: Workspace, config: TrainConfig, tmp_path: Path) -> Iterato
         server.listen(50)
         abstract.bind("\0" + name)
         abstract.listen(50)
+        others = open_socket_files(outside)
         run = RunFolder.create(workspace, config)
         port = server.getsockname()[1]
         dataset = workspace.datasets_dir / "mine"
         yield Places(run.path, dataset, workspace.path, outside, port, name, sleeper.pid)
+    for other in others:
+        other.close()
     sleeper.kill()
     sleeper.wait()
 
