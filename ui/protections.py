@@ -22,7 +22,9 @@ from ui.services import Services
 INSTALL_MARKER = REPOSITORY_DIR / ".venv" / "safelight.json"
 """What launch.py writes at the end of an installation."""
 
-State = Literal["on", "partly", "off"]
+State = Literal["on", "partly", "off", "not set"]
+_YES = ("1", "true", "yes", "on")
+"""What libraries take for a switched-on variable."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,12 @@ def _training(_services: Services) -> Protection:
 
 
 def _offline(_services: Services) -> Protection:
-    loose = [name for name, value in OFFLINE_VARIABLES.items() if os.environ.get(name) != value]
+    # Gradio writes one of them anew, as "True".
+    loose = [
+        name
+        for name, value in OFFLINE_VARIABLES.items()
+        if (os.environ.get(name, "").lower() in _YES) is not (value in _YES)
+    ]
     if loose:
         return Protection("Model libraries offline", "off", f"These variables were changed: {', '.join(loose)}.")
     return Protection(
@@ -100,7 +107,7 @@ def _downloads(services: Services) -> Protection:
 def _scanner(_services: Services) -> Protection:
     if os.environ.get(AV_VARIABLE, "").strip():
         return Protection("Virus scanner", "on", f"{AV_VARIABLE} is run on every downloaded file.")
-    return Protection("Virus scanner", "off", f"None is set. {AV_VARIABLE} can name one, such as clamscan.")
+    return Protection("Virus scanner", "not set", f"None is set. {AV_VARIABLE} can name one, such as clamscan.")
 
 
 def _output(_services: Services) -> Protection:

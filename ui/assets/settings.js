@@ -28,17 +28,16 @@
 
     const pairs = (rows) => h("dl", { class: "sl-facts" }, rows.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
 
-    const WORDS = { on: ["on", "sl-good"], partly: ["partly", "sl-busy"], off: ["off", "sl-bad"] };
+    const TONES = { on: "sl-good", partly: "sl-busy", off: "sl-bad", "not set": "sl-quiet" };
 
-    function protection({ name, state, text }) {
-      const [word, tone] = WORDS[state];
-      return h("tr", {}, h("th", { scope: "row" }, name), h("td", {}, h("span", { class: tone }, word)), h("td", {}, text));
-    }
-
-    function protections(rows) {
-      const head = ["Protection", "State", "What it does here"].map((name) => h("th", { scope: "col" }, name));
-      return h("div", { class: "sl-scroll" }, h("table", { class: "sl-table" }, h("thead", {}, h("tr", {}, head)), h("tbody", {}, rows.map(protection))));
-    }
+    const protections = (rows) =>
+      h(
+        "dl",
+        { class: "sl-protections" },
+        rows.map(({ name, state, text }) =>
+          h("div", {}, h("dt", {}, name, " ", h("span", { class: `${TONES[state]}` }, state)), h("dd", {}, text)),
+        ),
+      );
 
     (async () => {
       try {
