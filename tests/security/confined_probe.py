@@ -46,6 +46,7 @@ def try_all(arguments: list[str]) -> int:
     say("temporary", tempfile.gettempdir())
     say("stdin", "empty" if sys.stdin.read() == "" else "full")
     say("session", "own" if os.getsid(0) == os.getpid() else "another")
+    say("isolated", str(sys.flags.isolated))
     say("descriptors", ",".join(str(number) for number in range(60) if is_open(number)))
     say("variables", repr(sorted(os.environ.items())))
     Path("own.txt").write_text("x")
