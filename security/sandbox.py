@@ -23,7 +23,7 @@ from security import landlock
 from security.landlock import DEVICE, READ, WRITE, Access, Rule
 from security.policy import CONFINED_CHILD_VARIABLES, OFFLINE_VARIABLES
 from security.processes import Completed, run
-from security.seccomp import forbid_network
+from security.seccomp import restrict_calls
 
 REPOSITORY_DIR = Path(__file__).resolve().parents[1]
 _CODE_FOLDERS = ("security", "trainer")
@@ -157,7 +157,7 @@ def _restrict(rules: Sequence[Rule]) -> SandboxState:
         return _off(f"the system refused it: {error.strerror or error}")
     if not _is_denied("/"):
         return _off("the system accepted it and still lets everything be read")
-    if forbid_network():
+    if restrict_calls():
         network = "and reach no network"
     elif version >= _NET_SINCE_ABI:
         network = "and open no TCP connection; on this system it can still use UDP"

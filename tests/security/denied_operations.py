@@ -140,6 +140,16 @@ def move_out_and_back(places: Places) -> None:
     target.rename(own)
 
 
+def start_from_memory() -> None:
+    """A copy of a program in a file without a name, to which no rule on folders applies."""
+    descriptor = os.memfd_create("program")
+    try:
+        os.write(descriptor, Path("/bin/true").read_bytes())
+        subprocess.run([f"/proc/self/fd/{descriptor}"], check=True, pass_fds=[descriptor])
+    finally:
+        os.close(descriptor)
+
+
 def start(*argv: str) -> None:
     subprocess.run(argv, check=True, capture_output=True)
 
@@ -199,6 +209,10 @@ DENIED_OPERATIONS: dict[str, Callable[[Places], None]] = {
     "connect to a socket file for packets": lambda at: order_by_socket_file(at, "packets.s"),
     "send to a socket file": lambda at: order_by_socket_file(at, "datagrams.s"),
     "start a program": lambda at: start("/bin/true"),
+    "start a program from memory": lambda at: start_from_memory(),
+    "let others read a file outside": lambda at: (at.outside / "secret.txt").chmod(0o644),
+    "shut a folder outside": lambda at: at.outside.chmod(0o700),
+    "give a file outside away": lambda at: os.chown(at.outside / "secret.txt", os.getuid(), os.getgid()),
     "start a shell": lambda at: start("/bin/sh", "-c", "true"),
     "start another Python": lambda at: start(sys.executable, "-c", ""),
     "end another process": lambda at: os.kill(at.other_process, signal.SIGCONT),
