@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -150,6 +151,21 @@ def start_from_memory() -> None:
         os.close(descriptor)
 
 
+def start_an_open_file() -> None:
+    """The call `execveat`, which takes a descriptor instead of a path."""
+    descriptor = os.memfd_create("program")
+    os.write(descriptor, Path("/bin/true").read_bytes())
+    child = os.fork()
+    if child == 0:
+        try:
+            os.execve(descriptor, ["true"], {})
+        finally:
+            os._exit(errno.EACCES)
+    os.close(descriptor)
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0:
+        raise PermissionError(errno.EACCES, "the program did not start")
+
+
 def start(*argv: str) -> None:
     subprocess.run(argv, check=True, capture_output=True)
 
@@ -210,6 +226,7 @@ DENIED_OPERATIONS: dict[str, Callable[[Places], None]] = {
     "send to a socket file": lambda at: order_by_socket_file(at, "datagrams.s"),
     "start a program": lambda at: start("/bin/true"),
     "start a program from memory": lambda at: start_from_memory(),
+    "start a program by its open file": lambda at: start_an_open_file(),
     "let others read a file outside": lambda at: (at.outside / "secret.txt").chmod(0o644),
     "shut a folder outside": lambda at: at.outside.chmod(0o700),
     "give a file outside away": lambda at: os.chown(at.outside / "secret.txt", os.getuid(), os.getgid()),
