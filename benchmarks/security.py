@@ -1,8 +1,9 @@
 """Figures about Safelight's protections, one command for each: `python benchmarks/security.py checkpoints`.
 
 Without a name all of them are measured. Each prints a table; the raw results go to benchmarks/results/security.json, next
-to what was measured when and on which machine. `--corpus DIR` has the checkpoint checks look at a folder of other people's
-malicious files too, such as the test data of picklescan (https://github.com/mmaitre314/picklescan, folder tests).
+to what was measured when and on which machine, and docs/security-tests.md is made of them. `--corpus DIR` has the checkpoint
+checks look at a folder of other people's malicious files too, such as the test data of picklescan
+(https://github.com/mmaitre314/picklescan, folder tests).
 """
 
 from __future__ import annotations
@@ -31,8 +32,11 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
 RESULTS = ROOT / "benchmarks" / "results" / "security.json"
 Figures = dict[str, Any]
+TABLE = "every route"
+"""Too long for the terminal: it is in the raw results and on the page made of them."""
 _WEIGHT_ENDINGS = (".safetensors",)
 PYTHON_FAULTS = (zipfile.BadZipFile, zlib.error, RuntimeError, OSError, ValueError, EOFError, LookupError)
 """What Python's zipfile raises for archives that it can't unpack."""
@@ -199,7 +203,7 @@ def canaries(_options: argparse.Namespace) -> Figures:
 
 
 def routes(_options: argparse.Namespace) -> Figures:
-    """Routes of the page and what they answer to strangers and to the owner; attacks that Gradio alone lets through."""
+    """Routes of the page and what they answer to strangers and to the owner; requests that must be turned away."""
     from tests.security.real_page import real_page
     from tests.security.route_table import OPEN_ROUTES, attack_table, route_table
 
@@ -210,7 +214,8 @@ def routes(_options: argparse.Namespace) -> Figures:
     return {
         "routes": {"all": len(rows), "open to the owner": len(OPEN_ROUTES), "answer a stranger": len(reached)},
         "what answers a stranger": {"routes": sorted(reached)},
-        "requests that Gradio alone lets through": {"tried": len(attacks), "not answered as wanted": len(wrong)},
+        "requests that must be turned away": {"tried": len(attacks), "not answered as wanted": len(wrong)},
+        TABLE: {"rows": [[row.route, row.anonymous, row.owner, row.why] for row in rows]},
     }
 
 
@@ -411,6 +416,8 @@ def table(name: str, figures: Figures) -> str:
     """The figures of one command as a table of Markdown."""
     lines = [f"## {name}", "", (FIGURES[name].__doc__ or "").splitlines()[0], "", "| what | figures |", "|---|---|"]
     for title, values in figures.items():
+        if title == TABLE:
+            continue
         shown = ", ".join(f"{key}: {value}" for key, value in values.items() if value != [])
         lines.append(f"| {title} | {shown} |")
     return "\n".join(lines) + "\n"
@@ -442,8 +449,11 @@ def main(arguments: list[str]) -> int:
         print(table(name, figures), flush=True)
         results[name] = {"measured": machine(), "figures": figures}
     if not options.no_save:
+        from benchmarks.security_page import PAGE, page_of
+
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        PAGE.write_text(page_of(results), encoding="utf-8")
     return 0
 
 

@@ -95,7 +95,7 @@ SWITCHED_OFF_ROUTES = (
     "POST /gradio_api/run-history/connect", "GET /gradio_api/run-history/buckets", "GET /gradio_api/run-history/records",
     "GET /gradio_api/run-history/records/{endpoint}/{record_id}/assets/{asset_id}",
 )  # fmt: skip
-"""Routes that Gradio has by default, which lend out the host's account. They are switched off, and shut if they were on."""
+"""Routes that Gradio has by default and this page does not use: switched off, and shut if they were on."""
 
 
 @dataclass(frozen=True)

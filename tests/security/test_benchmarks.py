@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks import security_page
 from benchmarks.security import FIGURES, RESULTS, check_file, corpus, refuses, table
 from tests.security import pages
 from tests.security.weight_files import write_one_tensor
@@ -49,3 +50,13 @@ def test_published_figures_have_a_date_and_a_machine() -> None:
     assert results["checkpoints"]["figures"]["malicious checkpoints"]["accepted"] == 0
     assert results["canaries"]["figures"]["redacted"]["hits"] == 0
     assert results["sandbox"]["figures"]["forbidden, in the sandbox"]["worked"] == 0
+
+
+def test_the_published_page_is_made_of_the_raw_results() -> None:
+    results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    page = security_page.PAGE.read_text(encoding="utf-8")
+    assert page == security_page.page_of(results)
+    assert all(f"`python benchmarks/security.py {name}`" in page for name in FIGURES)
+    assert all(
+        f"| `{row[0]}` | {row[1]} | {row[2]} |" in page for row in results["routes"]["figures"]["every route"]["rows"]
+    )
