@@ -97,6 +97,11 @@ def test_a_short_text_is_not_masked_anywhere() -> None:
         ('{"hf_token": "abcdefgh1234"}', '{"hf_token": "***"}'),
         ("--password=correcthorse", "--password=***"),
         ("client_secret%3Dabcdefgh12", "client_secret%3D***"),
+        (repr(f"a\n{UNREGISTERED}"), "'a\\n***'"),
+        (f"a\\x0d{UNREGISTERED}\\u2028{UNREGISTERED}", "a\\x0d***\\u2028***"),
+        (f"a%20{UNREGISTERED}", "a%20***"),
+        (f"\x1b[1;31m{UNREGISTERED}\x1b[0m", "\x1b[1;31m***\x1b[0m"),
+        (f"\x1b[m{UNREGISTERED}\x1b(B{UNREGISTERED}", "\x1b[m***\x1b(B***"),
     ],
 )
 def test_tokens_that_nobody_registered_are_told_by_shape_or_name(text: str, shown: str) -> None:
@@ -115,6 +120,7 @@ def test_tokens_that_nobody_registered_are_told_by_shape_or_name(text: str, show
         "sha256 " + "0123456789abcdef" * 4,
         "/home/someone/datasets/cat/photo_2024-01-01_12-34-56.png",
         "tokenizer: clip-vit-large-patch14",
+        "a basic understanding of light, a bearer documents",
     ],
 )
 def test_ordinary_text_stays_as_it_is(text: str) -> None:
@@ -352,8 +358,12 @@ def test_a_full_disk_is_told() -> None:
     assert done.stderr == b"safelight: what was printed could not be written: No space left on device\n"
 
 
+INTERRUPTIBLE = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+"""Started in the background of a shell, a program inherits that Ctrl+C is ignored."""
+
+
 def test_an_interrupt_ends_it_as_ever() -> None:
-    command = [sys.executable, "-c", PRELUDE + "install()\nprint('ready', flush=True)\ntime.sleep(60)"]
+    command = [sys.executable, "-c", PRELUDE + INTERRUPTIBLE + "install()\nprint('ready', flush=True)\ntime.sleep(60)"]
     process = subprocess.Popen(command, cwd=REPOSITORY_DIR, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None and process.stdout.readline() == b"ready\n"
     process.send_signal(signal.SIGINT)
@@ -444,3 +454,14 @@ def test_the_test_command_is_left_alone() -> None:
     command = [sys.executable, "launch.py", "--no-venv", "test", "--version"]
     done = subprocess.run(command, cwd=REPOSITORY_DIR, capture_output=True, check=True, timeout=60)
     assert b"pytest" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["://" + "a:" * 200_000, "://a:" * 80_000, "Bearer " * 60_000, "token=" * 70_000, "cookie:" + "a;" * 200_000],
+    ids=lambda text: text[:7],
+)
+def test_no_text_takes_long_to_look_through(text: str) -> None:
+    begin = time.perf_counter()
+    redact(text)
+    assert time.perf_counter() - begin < 5.0  # 0.1 s here; one that tries every beginning with every end takes minutes

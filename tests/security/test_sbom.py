@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -78,3 +80,14 @@ def test_command_prints_or_writes_it(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert json.loads((tmp_path / "sbom.json").read_text())["specVersion"] == "1.6"
     assert cli.main(["sbom", "--out", str(tmp_path / "none" / "sbom.json")]) == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="the backport is only installed for older Pythons")
+def test_the_backport_of_importlib_metadata_changes_nothing() -> None:
+    """keyring imports it, and then it answers for the standard module."""
+    code = (
+        "import importlib_metadata; from pathlib import Path; from security.sbom import make_sbom; "
+        "print(len(make_sbom(Path('.'), '1')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY_DIR, capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 10_000
