@@ -97,7 +97,11 @@ def _licence(package: metadata.Distribution) -> str:
     fields = package.metadata
     trove = [text.rpartition(" :: ")[2] for text in fields.get_all("Classifier") or [] if text.startswith("License ::")]
     # get_all: an entry that is not there is None here, or a KeyError where the backport of this module was imported
-    named = [*(fields.get_all("License-Expression") or []), *(fields.get_all("License") or []), " AND ".join(trove)]
+    named: list[str] = [
+        *(fields.get_all("License-Expression") or []),
+        *(fields.get_all("License") or []),
+        " AND ".join(trove),
+    ]
     for text in named:
         if text.strip() not in ("", "UNKNOWN"):
             return text.strip().splitlines()[0][:MAX_LICENCE_CHARACTERS]
