@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import struct
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ _UTF8_FLAG = 1 << 11
 _DOS_LINK = 0x400
 """The attribute that Windows gives to links and junctions."""
 _ZIP64_FIELD = 0x0001
+_SECOND_BYTE_BACKSLASH = re.compile(rb"([\x81-\xfe])\\")
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +259,8 @@ def _text(central: _Central) -> str:
     try:
         return central.name.decode("utf-8")
     except UnicodeDecodeError:
-        return central.name.decode("cp437")
+        # In Japanese and Chinese code pages the second byte of a character may be a backslash; it separates nothing.
+        return _SECOND_BYTE_BACKSLASH.sub(rb"\1_", central.name).decode("cp437")
 
 
 def _refuse_overlaps(spans: list[tuple[int, int]], directory_start: int, archive: str) -> None:

@@ -33,6 +33,8 @@ from security.roots import Root
 from security.sniff import SNIFF_BYTES, Kind, open_regular, sniff
 
 _CHUNK_BYTES = 1 << 18
+_FOLDER_ICON = "Icon\r"
+"""The picture that macOS shows for a folder; the one name with a control character that an honest program writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +102,19 @@ def _checked_parts(entry: Entry, archive: str) -> tuple[str, ...]:
     shown = _shown(entry.name)
     if path.startswith("/") or path[1:2] == ":" or ".." in path.split("/"):
         raise RefusedFile(f"{archive} is refused: {shown} leads out of the archive.")
-    if any(ord(character) < 32 or ord(character) == 127 for character in path):
+    if any(ord(character) < 32 or ord(character) == 127 for character in path.removesuffix(_FOLDER_ICON)):
         raise RefusedFile(f"{archive} is refused: the name {shown} has control characters.")
     parts = tuple(part for part in path.split("/") if part not in ("", "."))
     if not parts:
         raise RefusedFile(f"{archive} is refused: a file in it has no name.")
-    if len(parts) - (not entry.is_folder) > MAX_ARCHIVE_DEPTH:
+    if len(parts) - (not entry.is_folder) > MAX_ARCHIVE_DEPTH and not _is_hidden(parts):
         raise RefusedFile(f"{archive} is refused: {shown} lies over {MAX_ARCHIVE_DEPTH} folders deep.")
     return parts
+
+
+def _is_hidden(parts: tuple[str, ...]) -> bool:
+    """True for what stays in the archive in any case: macOS repeats every file below a folder of its own, for one."""
+    return parts[0] == "__MACOSX" or parts[-1] == _FOLDER_ICON or any(part.startswith(".") for part in parts)
 
 
 def _refuse_doubles(names: dict[Entry, tuple[str, ...]], archive: str) -> None:
@@ -141,7 +148,7 @@ def _chosen(
     for entry, parts in names.items():
         if entry.is_folder:
             continue
-        if parts[0] == "__MACOSX" or any(part.startswith(".") for part in parts):
+        if _is_hidden(parts):
             hidden += 1
             continue
         suffix = "." + parts[-1].rpartition(".")[2].lower() if "." in parts[-1] else ""

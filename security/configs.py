@@ -64,7 +64,7 @@ def parse_json(text: str, name: str) -> dict[str, Any]:
         raise RefusedConfig(f"{name} holds {constant}, which is not a number. Write a number instead.")
 
     try:
-        values = json.loads(text, object_pairs_hook=unique, parse_constant=not_finite)
+        values = json.loads(text, object_pairs_hook=unique, parse_constant=not_finite, parse_int=_whole_number)
     except RecursionError:
         raise RefusedConfig(_too_deep(name)) from None
     except RefusedConfig:
@@ -79,6 +79,11 @@ def parse_json(text: str, name: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise RefusedConfig(f"{name} holds a {type(values).__name__} where an object {{...}} must be.")
     return values
+
+
+def _whole_number(digits: str) -> int | float:
+    """The number that `digits` are. Python alone takes -0 for a whole one; to every other reader it is a float."""
+    return -0.0 if digits == "-0" else int(digits)
 
 
 def _bounded_text(source: Path | str, max_bytes: int) -> tuple[str, str]:

@@ -73,7 +73,7 @@ def convert_checkpoint(source: Path, target: Path) -> Conversion:
             after = os.fstat(descriptor)
             if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
                 raise RefusedFile(f"{source.name} changed while it was converted. Try again once it is complete.")
-            return _put_in_place(folder / _RESULT_NAME, target, dropped)
+            return _put_in_place(folder / _RESULT_NAME, target, dropped, source.name)
         finally:
             shutil.rmtree(folder)
 
@@ -146,10 +146,13 @@ def _quoted(text: str, length: int = 300) -> str:
     return "".join(sign if sign.isprintable() else " " for sign in text[-length:])
 
 
-def _put_in_place(result: Path, target: Path, dropped: tuple[str, ...]) -> Conversion:
+def _put_in_place(result: Path, target: Path, dropped: tuple[str, ...], name: str) -> Conversion:
     if result.is_symlink() or not result.is_file():
         raise SafelightError("The converter wrote no file. Get the .safetensors version of the model.")
-    header = check_safetensors(result)
+    try:
+        header = check_safetensors(result)
+    except RefusedFile as error:  # which names a file that the person has never seen
+        raise RefusedFile(f"{name} is not converted. {str(error).replace(_RESULT_NAME, 'What came of it')}") from None
     result.chmod(0o600)
     descriptor = os.open(result, os.O_RDONLY)
     try:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Keys under which trainers put the tensors, beside step counters and the like."""
 MAX_DROPPED = 200
-_MAX_NAME_CHARACTERS = 80
+_MAX_NAME_CHARACTERS, _MAX_LISTED = 80, 100
 
 
 class NotTaken(Exception):
@@ -64,7 +64,11 @@ def take_tensors(loaded: object, *, max_bytes: int) -> tuple[dict[str, Tensor], 
             raise NotTaken("its tensors together are far larger than the file")
         tensors[key] = value.detach().clone().contiguous()
     if not tensors:
-        raise NotTaken("it holds no tensors by name")
+        inside = f", but {len(dropped)} other things ({', '.join(dropped[:5])[:_MAX_LISTED]})" if dropped else ""
+        raise NotTaken(
+            f"it holds no tensors by name{inside}. They must be in its table itself or under {', '.join(WRAPPERS)}, as "
+            "those of a model are"
+        )
     if len(dropped) > MAX_DROPPED:
         raise NotTaken(f"it holds {len(dropped)} things that are no tensors")
     return tensors, dropped

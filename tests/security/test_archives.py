@@ -97,6 +97,18 @@ def test_other_kinds_and_hidden_files_stay_in_the_archive_and_are_listed(tmp_pat
     }
 
 
+def test_what_macos_and_git_add_does_not_spoil_a_deep_archive(tmp_path: Path) -> None:
+    """macOS repeats each file one folder deeper, and gives folders an icon whose name ends in a carriage return."""
+    source = write_zip(
+        tmp_path / "set.zip",
+        *[Member(name) for name in ("a/b/c/d/x.png", "__MACOSX/a/b/c/d/._x.png", ".git/refs/remotes/origin/new/x")],
+        *[Member(name) for name in ("a/Icon\r", "__MACOSX/a/._Icon\r")],
+    )
+    done = unpack(source, tmp_path / "out", SUFFIXES)
+    assert set(contents(done.folder)) == {"a/b/c/d/x.png"}
+    assert done.skipped == (("4 hidden files", "names with a dot in front, or of macOS"),)
+
+
 def python_zip(path: Path, *, streamed: bool = False, zip64: bool = False) -> Path:
     """An archive of Python's own module; `streamed`: its sizes come after each file."""
     buffer = io.BytesIO()
@@ -147,6 +159,16 @@ def test_names_of_old_programs_are_read(tmp_path: Path) -> None:
         Member("sub\\a.png"),
     )
     assert set(contents(unpack(source, tmp_path / "out", SUFFIXES).folder)) == {"Grün.png", "Zoë.png", "sub/a.png"}
+
+
+@pytest.mark.parametrize(("name", "encoding"), [("表.png", "cp932"), ("10_ソ/ソ.txt", "cp932"), ("誠.png", "gbk")])
+def test_a_backslash_inside_a_letter_of_an_old_code_page_is_no_folder(tmp_path: Path, name: str, encoding: str) -> None:
+    raw = name.encode(encoding)
+    assert b"\\" in raw
+    source = write_zip(tmp_path / "set.zip", Member(raw, central={"flags": 0}, local={"flags": 0}))
+    done = unpack(source, tmp_path / "out", SUFFIXES)
+    assert done.skipped == ()
+    assert [len(path.relative_to(done.folder).parts) for path in done.files] == [len(name.split("/"))]
 
 
 def test_a_bomb_is_stopped_early_and_in_little_memory(tmp_path: Path) -> None:

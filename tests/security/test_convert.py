@@ -234,3 +234,12 @@ def test_a_damaged_download_is_named_as_such(tmp_path: Path) -> None:
     source.write_bytes(data)
     with pytest.raises(RefusedFile, match="checksum of data/0 is wrong"):
         convert_checkpoint(source, tmp_path / "out.safetensors")
+
+
+def test_a_refusal_names_the_file_and_where_tensors_must_be(tmp_path: Path) -> None:
+    with pytest.raises(RefusedFile, match=r"^embedding\.pt is .*\(string_to_param, name\).*under state_dict, "):
+        nested = {"string_to_param": {"*": torch.ones(2)}, "name": "cat"}
+        convert_checkpoint(saved(tmp_path, nested, "embedding.pt"), tmp_path / "a.safetensors")
+    with pytest.raises(RefusedFile, match=r"^odd\.pt is not converted. What came of it has the tensor name"):
+        convert_checkpoint(saved(tmp_path, {"a\nb": torch.ones(2)}, "odd.pt"), tmp_path / "a.safetensors")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["embedding.pt", "odd.pt"]

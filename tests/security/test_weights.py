@@ -61,6 +61,7 @@ BAD_HEADERS: dict[str, tuple[dict[str, Any] | str, int, str]] = {
     "half a byte": ({"a": entry("F4", [3], 0, 1)}, 1, "needs 1.5"),
     "negative shape": ({"a": entry("F32", [-2], 0, 8)}, 8, "impossible shape"),
     "shape of floats": ('{"a":{"dtype":"F32","shape":[2.0],"data_offsets":[0,8]}}', 8, "impossible shape"),
+    "shape of less than nothing": ('{"a":{"dtype":"F32","shape":[-0],"data_offsets":[0,0]}}', 0, "impossible shape"),
     "shape of bools": ('{"a":{"dtype":"F32","shape":[true],"data_offsets":[0,4]}}', 4, "impossible shape"),
     "nine dimensions": ({"a": entry("F32", [1] * 9, 0, 4)}, 4, "impossible shape"),
     "astronomic shape": ({"a": entry("F32", [2**60, 0], 0, 0)}, 0, "impossible shape"),

@@ -154,6 +154,19 @@ def test_import_keeps_captions_overwrites_nothing_and_says_what_was_left_out(tmp
     assert {info.name: info.num_pictures for info in list_datasets(workspace)}["hats"] == 2
 
 
+def test_a_picture_whose_caption_is_refused_is_left_out_whole(tmp_path) -> None:
+    workspace = Workspace.open(tmp_path / "space")
+    source = tmp_path / "in"
+    source.mkdir()
+    Image.new("RGB", (64, 64), "red").save(source / "a.png")
+    (source / "a.txt").write_bytes("Käse".encode("latin-1"))
+    report = import_pictures(workspace, "hats", collect_sources(source))
+    assert report.added == () and "not UTF-8" in dict(report.skipped)["a.png"]
+    assert list(find_dataset(workspace, "hats").iterdir()) == []
+    (source / "a.txt").write_text("Käse", encoding="utf-8")
+    assert import_pictures(workspace, "hats", collect_sources(source)).added == ("a.png",)
+
+
 def test_embedded_and_foreign_names_are_refused(tmp_path) -> None:
     workspace = Workspace.open(tmp_path / "space")
     with pytest.raises(SafelightError, match="embedded"):

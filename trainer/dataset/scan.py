@@ -172,11 +172,13 @@ def import_pictures(workspace: Workspace, name: str, sources: Sequence[Path], ba
         folder = root.child(*folders) if folders else root.path
         saved = folder / f"{_free_stem(folder, sanitized_name(source.stem, 'picture'))}.png"
         try:
-            root.write_bytes_atomic(saved, clean_copy(source, saved.suffix))
             caption = captions.get((source.parent, source.stem))
             if caption is not None:
                 used.add(caption)
-                root.write_text_atomic(saved.with_suffix(".txt"), read_caption(source, caption.suffix) or "")
+            text = read_caption(source, caption.suffix) if caption is not None else None  # first: it may be refused
+            root.write_bytes_atomic(saved, clean_copy(source, saved.suffix))
+            if text is not None:
+                root.write_text_atomic(saved.with_suffix(".txt"), text)
             added.append(saved.relative_to(root.path).as_posix())
         except (RefusedFile, OSError) as error:
             skipped.append((shown, str(error)))
