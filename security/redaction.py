@@ -82,15 +82,23 @@ def _written_forms(secret: str) -> set[str]:
 
 
 _VALUE = r"[^\s\"'`&<>,;(){}\[\]\\*]"
+_WORD_BEGINS = (
+    r"(?:(?<![A-Za-z0-9])|(?<=\\[abfnrtv0])|(?<=\\x[0-9a-fA-F]{2})|(?<=\\u[0-9a-fA-F]{4})|(?<=%[0-9a-fA-F]{2})"
+    r"|(?<=[\[;0-9]m)|(?<=\x1b\(B))"
+)
+"""Where a token may begin: not within a word, but after an escaped sign ("\\n", "%20") and after a terminal's colour."""
 _TOKEN_SHAPES = re.compile(
-    r"(?<![A-Za-z0-9])(?:"
+    _WORD_BEGINS + r"(?:"
     r"hf_[A-Za-z0-9]{20,}|hf_jwt_[\w.-]{20,}(?<![.-])|api_org_[A-Za-z0-9]{20,}"
     r"|gh[opsur]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}"
     r"|eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]*)"
 )
 """Tokens that can be told by their shape: Hugging Face, GitHub, JSON web tokens."""
-_USERINFO = re.compile(r"(?<=://)[^\s/@\"'<>]*:[^\s/@\"'<>]+(?=@)")
-_BEARER = re.compile(r"(?i)\b(?:Bearer|Basic)[ \t]+(?P<secret>[A-Za-z0-9._~+/=-]{8,4096})")
+_USERINFO = re.compile(r"(?<=://)[^\s/@\"'<>:]*+:[^\s/@\"'<>]++(?=@)")
+_BEARER = re.compile(
+    r"\b(?i:Bearer|Basic)[ \t]+(?=[A-Za-z._~+/-]{0,4096}[A-Z0-9=]|[a-z._~+/-]{20})"  # an ordinary word is no token
+    r"(?P<secret>[A-Za-z0-9._~+/=-]{8,4096})"
+)
 _HEADER = re.compile(
     r"(?i)\b(?:(?:proxy-)?authorization|(?:set-)?cookie|x-api-key)[\"']?[ \t]*[=:,][ \t]*b?[\"']?"
     r"(?:(?:Bearer|Basic|Token)[ \t]+)?+"
@@ -113,7 +121,7 @@ _PATTERNS: tuple[tuple[tuple[str, ...], re.Pattern[str]], ...] = (
     (("?", "&", ";"), _SIGNED),
 )
 """Each with words (in lower case) of which a text has at least one if the pattern fits: looking for these is fast."""
-_SHAPE_BEGINS = re.compile(r"(?<![A-Za-z0-9])(?:hf_|api_org_|gh[opsur]_|github_pat_|eyJ)[\w.-]*$")
+_SHAPE_BEGINS = re.compile(_WORD_BEGINS + r"(?:hf_|api_org_|gh[opsur]_|github_pat_|eyJ)[\w.-]*$")
 _VALUE_BEGINS = re.compile(
     r"(?i)\b(?:Bearer|Basic)[ \t]+\S*$"
     r"|(?:authorization|cookie|token|api[_-]?key|passw(?:or)?d|secret)[\"']?[ \t]*(?:[=:]|%3D)[ \t]*b?[\"']?"
@@ -207,6 +215,9 @@ def refuse_secrets(text: str, where: str) -> None:
 
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
 _CONTROLS |= {code: f"\\u{code:04x}" for code in (0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+_CONTROLS |= {
+    code: f"\\u{code:04x}" for code in range(0xD800, 0xE000)
+}  # halves of a sign: no file and no page takes them
 
 
 def visible(text: str) -> str:
