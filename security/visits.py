@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs, parse_qsl, urlencode
 
 from starlette.datastructures import Headers
@@ -47,13 +46,13 @@ class Visit:
 
     def _cookie(self) -> str:
         """The token that the browser sent, or ""."""
-        cookies: SimpleCookie = SimpleCookie()
-        try:
-            cookies.load("; ".join(self.headers.getlist("cookie")))
-        except CookieError:
-            return ""
-        found = cookies.get(self.cookie_name)
-        return str(found.value) if found else ""
+        # Browsers send the cookies of all programs on this machine, whatever their port; a reader that gives up at one
+        # with odd signs in it would never find ours.
+        for cookie in "; ".join(self.headers.getlist("cookie")).split(";"):
+            name, _, value = cookie.partition("=")
+            if name.strip() == self.cookie_name:
+                return value.strip().strip('"')
+        return ""
 
     @property
     def place(self) -> Place:

@@ -106,7 +106,7 @@ _DROPPED_HEADERS = frozenset(
     name.encode()
     for name in (
         "forwarded", "x-forwarded-host", "x-forwarded-port", "x-forwarded-prefix", "x-forwarded-server",
-        "x-original-url", "x-rewrite-url", "x-original-host", "x-host",
+        "x-original-url", "x-rewrite-url", "x-original-host", "x-host", "x-gradio-server",
         "cookie", "authorization",
     )
 )  # fmt: skip
@@ -179,7 +179,10 @@ class Door:
         except RefusedRequest as error:  # also by the page's own reading of a body that turns out too long or too slow
             if started:
                 raise
-            response = PlainTextResponse(str(error), error.status)
+            # what comes after a request that is no good may be a part of it
+            response = PlainTextResponse(
+                str(error), error.status, {"connection": "close"} if error.status == 400 else None
+            )
         if response is not None:
             await response(scope, receive, answer)
 
@@ -211,6 +214,9 @@ class Door:
         that another site's script or form sends the request. The port of Host may differ from ours: of a forwarded port
         (ssh -L, containers) the browser knows no other, and a port cannot be forged into another site's origin.
         """
+        if "transfer-encoding" in visit.headers and "content-length" in visit.headers:
+            # a proxy in front may go by the other one, and take a part of this body for the next visitor's request
+            raise RefusedRequest("The request gives two lengths.", 400)
         if not self._knows_host(visit):
             raise RefusedRequest("This address is not one of the page's own. Use the one in the terminal.", 400)
         for origin in visit.headers.getlist("origin"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import time
 from pathlib import Path
 
@@ -40,6 +41,19 @@ def test_only_loopback_names_are_answered(local_page: Page) -> None:
         assert b"--" not in answer.split(b"\r\n\r\n", 1)[1], "the style sheet itself"
     twice = [("Host", "127.0.0.1"), ("Host", "evil.example")]
     assert raw_request(local_page, "GET", "/theme.css", twice)[0] == 400
+
+
+def test_a_request_of_two_lengths_ends_the_connection(local_page: Page) -> None:
+    """Programs in front of the page may go by the other length, and take the rest for another visitor's request."""
+    hidden = b"GET /theme.css HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+    head = b"POST /gradio_api/cancel HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    with socket.create_connection(("127.0.0.1", local_page.port), timeout=20) as connection:
+        connection.sendall(head + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + hidden)
+        answer = b""
+        while chunk := connection.recv(65536):
+            answer += chunk
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1 ") == 1
 
 
 def test_a_shared_page_answers_its_own_names_too(guarded_page: Page) -> None:

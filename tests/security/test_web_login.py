@@ -197,6 +197,7 @@ def test_strangers_share_a_small_rate_and_the_owner_keeps_his(
 def test_misleading_headers_and_secrets_do_not_reach_the_page(guarded_page: Page) -> None:
     sent = {
         "X-Forwarded-Host": "evil.example", "Forwarded": "host=evil.example", "X-Original-URL": "/x",
+        "X-Gradio-Server": "http://evil.example",
         "Cookie": "other=1", "X-Rewrite-URL": "/x", "Authorization": "Bearer canary", "X-Harmless": "1",
     }  # fmt: skip
     with guarded_page.client() as client:
@@ -205,3 +206,17 @@ def test_misleading_headers_and_secrets_do_not_reach_the_page(guarded_page: Page
         assert guarded_page.seen_headers["x-harmless"] == "1"
         assert not {name.lower() for name in sent if name != "X-Harmless"} & set(guarded_page.seen_headers)
         assert "evil.example" not in client.get("/", headers=sent).text
+
+
+def test_cookies_of_other_programs_on_this_machine_do_not_lock_anybody_out(guarded_page: Page) -> None:
+    with guarded_page.client() as client:
+        log_in(client, PASSWORD)
+        own = f"safelight-{guarded_page.port}={client.cookies[f'safelight-{guarded_page.port}']}"
+    others = ['state={"a": 1}', "a b=c", "list[0]=x", "=", "flag", "odd=\xe9\xff", "long=" + "x" * 9000]
+    for other in others:
+        for cookie in (f"{other}; {own}", f"{own}; {other}"):
+            headers = {"Host": "127.0.0.1", "Cookie": cookie}
+            assert raw_request(guarded_page, "GET", "/session", headers)[0] == 204, cookie
+    for cookie in (own.upper(), "x" + own, own[:-1], own.replace("=", "==", 1)):
+        headers = {"Host": "127.0.0.1", "Cookie": cookie}
+        assert raw_request(guarded_page, "GET", "/session", headers)[0] == 401, cookie
