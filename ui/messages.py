@@ -13,7 +13,7 @@ from typing import Any
 import gradio as gr
 
 from security.errors import SafelightError
-from security.redaction import redact
+from security.redaction import redact, visible_lines
 
 logger = logging.getLogger("safelight.ui")
 
@@ -46,7 +46,7 @@ def shown_to_the_user() -> Iterator[None]:
             yield
     except SafelightError as error:
         # A toast draws its text as (cleaned) HTML, so a file name with angle brackets in it has to be escaped.
-        raise gr.Error(html.escape(redact(str(error))), print_exception=False) from None
+        raise gr.Error(html.escape(redact(visible_lines(str(error)))), print_exception=False) from None
 
 
 def answered(function: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:
@@ -59,22 +59,31 @@ def answered(function: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[
     def answer(argument: Any = None) -> dict[str, Any]:
         try:
             with known_errors():
-                return function(argument)
+                return sendable(function(argument))
         except SafelightError as error:
-            return {"error": redact(str(error))}
+            return {"error": redact(visible_lines(str(error)))}
 
     # gradio would read the wrapped signature and look for special arguments there
     del answer.__wrapped__
     return answer
 
 
+def sendable(value: Any) -> Any:
+    """The value with what UTF-8 has no form for written out: a file name of this machine may hold it, JSON may not."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {key: sendable(part) for key, part in value.items()}
+    return [sendable(part) for part in value] if isinstance(value, list) else value
+
+
 def outcome(work: Callable[[], str]) -> dict[str, str]:
     """For handlers whose result stays on the page: `work` returns what was done; an error is told in its place."""
     try:
         with known_errors():
-            return {"text": redact(work()), "tone": "good"}
+            return {"text": redact(visible_lines(work())), "tone": "good"}
     except SafelightError as error:
-        return {"text": redact(str(error)), "tone": "bad"}
+        return {"text": redact(visible_lines(str(error))), "tone": "bad"}
 
 
 def text_of(argument: Any, key: str) -> str:

@@ -42,6 +42,30 @@ def test_functions_for_scripts_answer_with_the_error() -> None:
     assert "secret" not in break_down(None)["error"]
 
 
+def test_names_that_are_no_utf8_can_be_sent() -> None:
+    """On Linux file names are bytes; Python gives those that are no UTF-8 as halves of signs, which JSON refuses."""
+
+    @answered
+    def lists(_argument: Any = None) -> dict[str, Any]:
+        return {"names": [{"name": "bad\udcff.png", "caption": "caf\xe9 \u202e"}], "sizes": [1, None, 0.5]}
+
+    @answered
+    def refuses(_argument: Any = None) -> dict[str, Any]:
+        raise SafelightError("There is no \ud800.")
+
+    found = lists(None)
+    assert found == {"names": [{"name": "bad\\udcff.png", "caption": "caf\xe9 \u202e"}], "sizes": [1, None, 0.5]}
+    assert refuses(None) == {"error": "There is no \\ud800."}
+
+    def fail() -> str:
+        raise SafelightError("There is no \ud800.")
+
+    assert outcome(fail)["text"] == "There is no \\ud800."
+    with pytest.raises(gr.Error) as shown, shown_to_the_user():
+        fail()
+    assert shown.value.message == "There is no \\ud800."
+
+
 def test_outcomes_stay_on_the_page() -> None:
     def fail() -> str:
         raise SafelightError("no")

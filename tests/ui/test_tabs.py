@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -157,6 +158,21 @@ def picture_bytes(color: str = "red") -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (64, 64), color).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere file names are text")
+def test_a_name_that_is_no_utf8_does_not_hide_the_other_pictures(services: Services) -> None:
+    folder = services.workspace.datasets_dir / "cat"
+    folder.mkdir()
+    for name in (b"good.png", b"bad\xff.png"):
+        (folder / "new.png").write_bytes(picture_bytes())
+        os.rename(folder / "new.png", os.path.join(os.fsencode(folder), name))  # noqa: PTH104, PTH118 - bytes
+    other = os.path.join(os.fsencode(services.workspace.datasets_dir), b"dir\xff")  # noqa: PTH118
+    os.mkdir(other)  # noqa: PTH102
+    state = drawn(dataset_tab, services).view.dataset_state({"dataset": "cat"})
+    assert {row["name"] for row in state["pictures"]} == {"good.png", "bad\\udcff.png"}
+    assert "cat" in {row["name"] for row in state["datasets"]}
+    assert json.dumps(state, ensure_ascii=False).encode()
 
 
 def zip_of_a_set(path: Path, **more: bytes) -> Path:

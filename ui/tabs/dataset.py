@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import secrets
 import shutil
 import time
@@ -221,7 +222,9 @@ def _pictures(services: Services, dataset: str) -> list[dict[str, Any]]:
     for path in picture_paths(folder):
         relative = path.relative_to(folder).as_posix()
         status = path.stat()
-        url = f"{FILES_PREFIX}/datasets/{quote(dataset, safe='')}/{quote(relative)}?v={status.st_mtime_ns}"
+        # on Linux a name may be no UTF-8: then no address leads to the picture, but the others are still shown
+        place = f"{quote(os.fsencode(dataset), safe='')}/{quote(os.fsencode(relative))}"
+        url = f"{FILES_PREFIX}/datasets/{place}?v={status.st_mtime_ns}"
         size, fault = _facts(path, status.st_mtime_ns)
         rows.append(
             {"name": relative, "url": url, "thumb": f"{url}&thumb=1", "size": size, "fault": fault, **_caption(path)}
