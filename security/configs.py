@@ -13,9 +13,15 @@ from typing import Any, NoReturn
 from security.errors import RefusedConfig
 from security.policy import MAX_CONFIG_BYTES, MAX_CONFIG_DEPTH, MAX_CONFIG_DOTS_PER_LINE
 
-# The tokens of TOML in which a dot is only text: multi-line strings, strings, comments.
+# The tokens of TOML in which a dot is only text: multi-line strings, strings, comments. Each matches wherever it can
+# begin, ended or not: one that fails at the end would be tried again from every quotation mark, for minutes. Up to two
+# of the five quotation marks at the end of a multi-line string belong to its text.
 _TOML_TEXT = re.compile(
-    r'"""(?:[^\\]|\\.)*?(?:"""|\Z)' r"|'''.*?(?:'''|\Z)" r'|"(?:[^"\\\n]|\\.)*"' r"|'[^'\n]*'" r"|#[^\n]*",
+    r'"""(?:[^\\]|\\.)*?(?:"{3,5}|\\?\Z)'
+    r"|'''.*?(?:'{3,5}|\Z)"
+    r'|"(?:[^"\\\n]|\\.)*"?'
+    r"|'[^'\n]*'?"
+    r"|#[^\n]*",
     re.DOTALL,
 )
 
