@@ -171,3 +171,21 @@ def test_names_of_others_are_made_harmless(player: CivitaiPlayer) -> None:
     found = plan(player)
     assert found.files[0].path == "_CON.safetensors" and found.name == "_CON"
     assert "\n" not in found.title and "\x1b" not in found.title and len(found.title) < 200
+
+
+ODD = (7, -1, 10**400, 1e308, float("nan"), float("inf"), True, "text", {"a": 1}, [None], [[]], None)
+
+
+@pytest.mark.parametrize("value", ODD, ids=lambda value: str(value)[:12])
+def test_values_of_the_wrong_kind_are_no_values(player: CivitaiPlayer, value: object) -> None:
+    player.add("a.safetensors", DATA, sizeKB=value)
+    player.model["allowCommercialUse"] = value
+    found = plan(player)
+    assert found.files[0].sha256 == sha256(DATA) and (found.files[0].size or 0) < 2**50
+    assert plan_from(plan_values(found)) == found
+    player.version["files"] = value
+    with pytest.raises(RefusedModel, match="no model file"):
+        plan(player)
+    player.model["modelVersions"] = value
+    with pytest.raises(FailedDownload, match="no published version"):
+        plan(player, CivitaiSource(player.model_id))

@@ -23,7 +23,7 @@ from tests.hubs.models import (
 )
 from tests.hubs.server import Hubs
 from tests.trainer.downloading import DATA, REPO, Make, Tokens, fetched, in_library, managers, slow, until
-from trainer.models import catalog, sources
+from trainer.models import catalog, fetching, sources
 from trainer.models.catalog import CatalogRow
 from trainer.models.downloads import LOCK_NAME, SWEEP_SECONDS
 from trainer.models.jobfiles import DownloadState, read_job, write_job
@@ -297,3 +297,41 @@ def test_the_hub_decides_nothing_about_paths(make: Make, hubs: Hubs, workspace: 
     assert fetched(downloads, "civitai:290640").state is DownloadState.DONE
     assert in_library(workspace) == {"evil.safetensors", "evil.provenance.json"}
     assert len(list(workspace.path.parent.rglob("*evil*"))) == 2
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("last", ["promote", "remember_hashes"])
+def test_no_model_is_in_the_library_without_its_record(
+    make: Make, hubs: Hubs, workspace: Workspace, monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    """The program ends right before or right after the model moves in: the next one finds either nothing or all."""
+    HuggingFacePlayer(hubs, REPO, {"a.safetensors": DATA}).publish()
+
+    def end(*_: object) -> None:
+        raise SystemExit  # nothing of ours catches it, so nothing after it happens, as in a program that is killed
+
+    first = make()
+    with monkeypatch.context() as ending:
+        ending.setattr(fetching, last, end)
+        job = fetched(first, REPO)
+    assert job.state is DownloadState.INTERRUPTED
+    is_there = "a.safetensors" in in_library(workspace)
+    assert is_there == (last == "remember_hashes") and "a.provenance.json" in in_library(workspace)
+    assert not is_there or verify_model(workspace, "a") == []
+    later = make()
+    later.resume(job.id)
+    assert later.wait(30) and later.get(job.id).state is DownloadState.DONE
+    assert find_model(workspace, "a").path.read_bytes() == DATA
+    assert read_provenance(workspace, "a").files["a.safetensors"].sha256 == sha256(DATA)
+
+
+def test_a_name_too_long_for_the_record_is_seen_before_the_first_byte(
+    make: Make, hubs: Hubs, workspace: Workspace
+) -> None:
+    HuggingFacePlayer(hubs, REPO, {"n" * 250 + ".safetensors": DATA}).publish()
+    downloads = make()
+    done = fetched(downloads, REPO)
+    assert done.state is DownloadState.DONE and read_provenance(workspace, done.name), "a hub's name is cut"
+    with pytest.raises(RefusedName, match="145 bytes and 134 are allowed"):
+        downloads.start(downloads.plan(REPO), name="n" * 145)
+    assert len(in_library(workspace)) == 2

@@ -247,3 +247,37 @@ def test_texts_of_others_are_made_harmless(hubs: Hubs) -> None:
 
 def test_git_checksums_are_right() -> None:
     assert git_sha1(b"hello\n") == "ce013625030ba8dba906f756967f9e9ca394464a"
+
+
+ODD = (7, -1, 10**400, 1e308, float("nan"), float("inf"), True, "text", {"a": 1}, [None], [[]], None)
+
+
+@pytest.mark.parametrize("value", ODD, ids=lambda value: str(value)[:12])
+def test_values_of_the_wrong_kind_are_no_values(hubs: Hubs, value: object) -> None:
+    player = HuggingFacePlayer(hubs, REPO, {"a.safetensors": BIG})
+    player.info |= {"tags": value, "cardData": value, "config": value}
+    player.info["securityRepoStatus"] = {"scansDone": True, "filesWithIssues": value}
+    player.changes["a.safetensors"] = {"lfs": {"sha256": sha256(BIG), "size": value}}
+    player.publish()
+    found = plan(hubs)
+    assert (found.files[0].sha256, found.files[0].scan) == (sha256(BIG), SAFE)
+    assert found.files[0].size in (None, 7) and plan_from(plan_values(found)) == found
+    answer = json_reply({**player.info, "siblings": value})
+    hubs.on("huggingface.co", f"/api/models/{REPO}/revision/main", lambda _: answer)
+    with pytest.raises(RefusedModel, match="It has nothing"):
+        plan(hubs)
+
+
+@pytest.mark.parametrize("level", ["unsafe", "suspicious"])
+def test_names_of_others_are_shown_without_what_moves_the_cursor(hubs: Hubs, level: str) -> None:
+    odd, program = "\x1b[2J\u202ex.safetensors", "\x1b[2J\u202ex.exe"
+    player = HuggingFacePlayer(hubs, REPO, {odd: BIG, program: b"MZ", "b.safetensors": SMALL}).publish()
+    player.issue(odd, level)
+    shown = []
+    for file in (odd, program, "\u202ez", ""):
+        try:
+            found = plan(hubs, file=file)
+            shown += [found.title, found.name, *found.confirm, *found.facts, *(one.label for one in found.choices)]
+        except RefusedModel as error:
+            shown.append(str(error))
+    assert len(shown) > 3 and all(text.isprintable() for text in shown), shown

@@ -14,7 +14,6 @@ from typing import Any
 from urllib.parse import unquote
 
 from security.errors import FailedDownload, NeedsLogin
-from security.names import sanitized_name
 from security.net import Network
 from security.policy import Service
 from security.secrets import Secret
@@ -22,7 +21,7 @@ from security.urls import SafeUrl
 from trainer.families import FAMILIES
 from trainer.models.plans import PENDING, SAFE, UNKNOWN, UNSAFE, Plan, PlannedFile, RefusedModel
 from trainer.models.sources import CivitaiSource
-from trainer.models.text import gigabytes, plain_text
+from trainer.models.text import MAX_LISTED_BYTES, gigabytes, listed, model_name, plain_text
 
 BASES: dict[str, str] = {
     **dict.fromkeys(("SD 1.4", "SD 1.5", "SD 1.5 LCM", "SD 1.5 Hyper"), "sd15"),
@@ -98,7 +97,7 @@ def plan_download(network: Network, token: Secret | None, source: CivitaiSource,
     base = plain_text(version.get("baseModel"), 60)
     family = _family(base, title)
     file, others = _choose(title, list(_files(version)), source.file_id, wanted_file)
-    stem = sanitized_name(PurePosixPath(file.name).stem, f"civitai-{version_id}")
+    stem = model_name(PurePosixPath(file.name).stem, f"civitai-{version_id}")
     needs_convert = file.suffix != ".safetensors"
     planned = PlannedFile(f"{stem}{file.suffix}", str(file.id), file.size, file.sha256, "", file.scan)
     facts = [f"Base model: {base or 'not given'}"] + ([] if needs_convert else ["Safetensors: nothing in it can run"])
@@ -141,8 +140,8 @@ def _url(network: Network, source: CivitaiSource, path: str, query: Mapping[str,
 
 
 def _newest_version(network: Network, token: Secret | None, source: CivitaiSource) -> int:
-    versions = _ask(network, token, source, "models", source.model_id or 0).get("modelVersions") or ()
-    for version in versions:  # the newest stands first
+    versions = _ask(network, token, source, "models", source.model_id or 0).get("modelVersions")
+    for version in listed(versions):  # the newest stands first
         number = _mapping(version).get("id")
         if isinstance(number, int) and _mapping(version).get("status") in (None, "Published"):
             return number
@@ -177,12 +176,14 @@ def _family(base: str, title: str) -> str:
 
 
 def _files(version: Mapping[str, Any]) -> Iterator[_File]:
-    for entry in version.get("files") or ():
+    for entry in listed(version.get("files")):
         file = _mapping(entry)
         if file.get("type") not in (None, *_MODEL_FILES) or not isinstance(file.get("id"), int):
             continue
         kilobytes = file.get("sizeKB")
-        num_bytes = float(kilobytes) * 1024 if isinstance(kilobytes, int | float) and kilobytes > 0 else 0.0
+        num_bytes = 0.0
+        if isinstance(kilobytes, int | float) and 0 < kilobytes <= MAX_LISTED_BYTES / 1024:
+            num_bytes = float(kilobytes) * 1024
         is_exact = num_bytes > 0 and abs(num_bytes - round(num_bytes)) < 1e-3
         sha256 = str(_mapping(file.get("hashes")).get("SHA256", "")).lower()
         yield _File(
@@ -255,7 +256,7 @@ def _permissions(network: Network, token: Secret | None, source: CivitaiSource, 
     except FailedDownload:
         return "permissions unknown: read them on its page"
     commercial = model.get("allowCommercialUse")
-    uses = [commercial] if isinstance(commercial, str) else list(commercial or ())
+    uses = [commercial] if isinstance(commercial, str) else listed(commercial)
     parts = [
         "credit not needed" if model.get("allowNoCredit") is True else "credit the author",
         "commercial use: " + (", ".join(plain_text(use, 20) for use in uses if use != "None") or "no"),

@@ -34,7 +34,7 @@ from trainer.models.library import DEMO_NAME
 from trainer.models.plans import Plan, RefusedModel
 from trainer.models.provenance import read_provenance
 from trainer.models.sources import HuggingFaceSource, parse_source
-from trainer.models.text import gigabytes
+from trainer.models.text import MAX_MODEL_NAME_BYTES, gigabytes
 from trainer.workspace import Workspace
 
 logger = logging.getLogger("safelight.downloads")
@@ -113,6 +113,11 @@ class Downloads:
                 "a .safetensors version."
             )
         chosen = safe_name(name.strip() or plan.name, "model name")
+        if (num_bytes := len(chosen.encode())) > MAX_MODEL_NAME_BYTES:  # its record would not get a name in the end
+            raise RefusedName(
+                f"The model name {chosen[:60]}… is too long: it has {num_bytes} bytes and {MAX_MODEL_NAME_BYTES} are allowed. "
+                "Choose a shorter one."
+            )
         self._refuse_taken(chosen)
         for job in self._jobs():
             if job.outcome is not Outcome.DONE and (job.name, job.plan.files) == (chosen, plan.files):
@@ -133,7 +138,8 @@ class Downloads:
 
     def _is_in_library(self, job: Job) -> bool:
         recorded = read_provenance(self.workspace, job.name)
-        return recorded is not None and recorded.source == source_text(job.plan)
+        is_there = library_path(self.workspace.models_dir, job.name) is not None  # the record is written before
+        return is_there and recorded is not None and recorded.source == source_text(job.plan)
 
     def _refuse_full_disk(self, plan: Plan) -> None:
         free = shutil.disk_usage(self.workspace.downloads_dir).free

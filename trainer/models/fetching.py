@@ -9,7 +9,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from security.errors import FailedDownload, Interrupted, RefusedFile, RefusedName
+from filelock import FileLock
+
+from security.errors import FailedDownload, Interrupted, RefusedFile, RefusedName, SafelightError
 from security.fetch import Fetched, Wanted, fetch, promote
 from security.net import Network
 from security.parts import sync_folder
@@ -23,10 +25,11 @@ from trainer.models.detect import detect
 from trainer.models.files import WEIGHT_SUFFIX, file_hashes, library_path, model_parts, remember_hashes
 from trainer.models.jobfiles import Job, Meter
 from trainer.models.plans import Plan, PlannedFile
-from trainer.models.provenance import Provenance, record_provenance
+from trainer.models.provenance import FileRecord, Provenance, forget_provenance, write_provenance
 from trainer.workspace import Workspace
 
 PARTS_FOLDER, MODEL_FOLDER = "parts", "model"
+_LIBRARY_LOCK = ".library.lock"
 
 
 def fetch_model(
@@ -184,28 +187,44 @@ def _name_also(file: Path, name: Path) -> None:
 
 def _promote(workspace: Workspace, job: Job, model: Path, fetched: dict[str, Fetched]) -> None:
     """Moves a checked model into the library and writes its record. Never replaces anything there."""
-    if library_path(workspace.models_dir, job.name) is not None:
-        raise RefusedName(f"There is a model named {job.name} by now. Remove it, or fetch this one under another name.")
     for part in [model, *model.rglob("*")] if model.is_dir() else [model]:
         part.chmod(stat.S_IRUSR | stat.S_IWUSR | (stat.S_IXUSR if part.is_dir() else 0))
     for one in fetched.values():
         one.path.unlink(missing_ok=True)  # from here on each file has one name only, which `promote` insists on
-    target = workspace.models_dir / model.name
     host = next(iter(fetched.values())).host
     if model.is_dir():
         _refuse_changed(workspace, model, fetched)
-        model.rename(target)
-        sync_folder(workspace.models_dir)
-        hashes = {target / path: one.sha256 for path, one in fetched.items()}
+        came = {f"{model.name}/{path}": one for path, one in fetched.items()}
     else:
-        came = replace(next(iter(fetched.values())), path=model)
+        only = replace(next(iter(fetched.values())), path=model)
         if job.plan.needs_convert:
             ((_, sha256),) = file_hashes([model], workspace.models_cache_dir).items()
-            came = Fetched(model, model.stat().st_size, sha256, host, "")
-        promote(came, target)  # compares the content once more with what was checked
-        hashes = {target: came.sha256}
+            only = Fetched(model, model.stat().st_size, sha256, host, "")
+        came = {model.name: only}
+    files = {path: FileRecord(one.size, one.sha256) for path, one in came.items()}
+    workspace.models_cache_dir.mkdir(parents=True, exist_ok=True)
+    with FileLock(workspace.models_cache_dir / _LIBRARY_LOCK, mode=0o600):  # another program may bring the same name
+        if library_path(workspace.models_dir, job.name) is not None:
+            raise RefusedName(
+                f"There is a model named {job.name} by now. Remove it, or fetch this one under another name."
+            )
+        _move_in(workspace, job.name, model, came, replace(_record(job, host), files=files))
+
+
+def _move_in(workspace: Workspace, name: str, model: Path, came: dict[str, Fetched], record: Provenance) -> None:
+    """Record, then model: should the program end in between, there is no model that nothing is known of."""
+    write_provenance(workspace, name, record)
+    try:
+        if model.is_dir():
+            model.rename(workspace.models_dir / model.name)
+            sync_folder(workspace.models_dir)
+        else:
+            promote(came[model.name], workspace.models_dir / model.name)  # compares the content once more
+    except (SafelightError, OSError):
+        forget_provenance(workspace, name)
+        raise
+    hashes = {workspace.models_dir / path: one.sha256 for path, one in came.items()}
     remember_hashes(hashes, workspace.models_cache_dir)
-    record_provenance(workspace, job.name, _record(job, host))
 
 
 def _refuse_changed(workspace: Workspace, model: Path, fetched: dict[str, Fetched]) -> None:

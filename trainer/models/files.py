@@ -101,7 +101,7 @@ def fingerprint(path: Path, cache_dir: Path) -> str:
 def file_hashes(files: list[Path], cache_dir: Path, *, reread: bool = False) -> dict[Path, str]:
     """SHA-256 of each file, in their order.
 
-    Hashes are remembered in `cache_dir` by path, size and modification time, so only a changed file is read again;
+    Hashes are remembered in `cache_dir` by path, size and times of change, so only a changed file is read again;
     with `reread` all of them are.
     """
     memory_path = cache_dir / FINGERPRINTS_FILE
@@ -132,7 +132,8 @@ def remember_hashes(hashes: dict[Path, str], cache_dir: Path) -> None:
 
 def _memory_key(file: Path) -> str:
     status = file.stat()
-    return f"{file.resolve()}|{status.st_size}|{status.st_mtime_ns}"
+    # Anybody can set a modification time back; the time of the last change of any kind is the system's own.
+    return f"{file.resolve()}|{status.st_size}|{status.st_mtime_ns}|{status.st_ctime_ns}"
 
 
 def _sha256(path: Path) -> str:

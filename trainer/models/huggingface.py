@@ -14,7 +14,6 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from security.errors import FailedDownload, NeedsLogin
-from security.names import sanitized_name
 from security.net import Network
 from security.policy import CODE_SUFFIXES, Service
 from security.repos import PIPELINES
@@ -22,7 +21,7 @@ from security.secrets import Secret
 from trainer.families import FAMILIES
 from trainer.models.plans import PENDING, SAFE, UNKNOWN, UNSAFE, Choice, Plan, PlannedFile, RefusedModel
 from trainer.models.sources import HuggingFaceSource
-from trainer.models.text import gigabytes, plain_text
+from trainer.models.text import MAX_LISTED_BYTES, gigabytes, listed, model_name, plain_text, whole_number
 
 CONVERTIBLE = (".ckpt", ".pt", ".pth", ".bin")
 """Checkpoints that can run code when opened; the confined converter can make safetensors of them."""
@@ -104,11 +103,11 @@ def _files(info: Mapping[str, Any]) -> Iterator[RepoFile]:
     status = status if isinstance(status, Mapping) else {}
     issues = {
         str(issue.get("path", "")): str(issue.get("level", "")).lower()
-        for issue in status.get("filesWithIssues") or ()
+        for issue in listed(status.get("filesWithIssues"))
         if isinstance(issue, Mapping)
     }
     done = status.get("scansDone")
-    for sibling in info.get("siblings") or ():
+    for sibling in listed(info.get("siblings")):
         if not isinstance(sibling, Mapping) or not isinstance(sibling.get("rfilename"), str):
             continue
         path, lfs = sibling["rfilename"], sibling.get("lfs")
@@ -119,7 +118,7 @@ def _files(info: Mapping[str, Any]) -> Iterator[RepoFile]:
         git_sha1 = str(sibling.get("blobId", "")).lower()
         yield RepoFile(
             path=path,
-            size=size if isinstance(size, int) and size >= 0 else None,
+            size=whole_number(size, MAX_LISTED_BYTES),
             sha256=sha256 if _SHA256.fullmatch(sha256) else "",
             # a large file's blob is its pointer, not its content
             git_sha1=git_sha1 if _COMMIT.fullmatch(git_sha1) and not lfs else "",
@@ -169,7 +168,7 @@ def _licence(info: Mapping[str, Any], files: Mapping[str, RepoFile], page: str, 
     card = card if isinstance(card, Mapping) else {}
     name = card.get("license_name") if card.get("license") in (None, "other") else card.get("license")
     if not isinstance(name, str):
-        tags = [tag for tag in info.get("tags") or () if isinstance(tag, str) and tag.startswith("license:")]
+        tags = [tag for tag in listed(info.get("tags")) if isinstance(tag, str) and tag.startswith("license:")]
         name = tags[0].removeprefix("license:") if tags else ""
     texts = [path for path in files if re.fullmatch(r"licen[cs]e(\.md|\.txt)?", path, re.IGNORECASE)]
     return plain_text(name, 80), f"{page}/blob/{commit}/{texts[0]}" if texts else page
@@ -209,10 +208,10 @@ def _asked_file(source: HuggingFaceSource, files: Mapping[str, RepoFile]) -> Rep
     if len(by_name) == 1:
         return by_name[0]
     near = difflib.get_close_matches(source.file, files, n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    weights = [path for path in files if path.endswith(_WEIGHT)][:10]
+    hint = f" Did you mean {plain_text(near[0], 160)}?" if near else ""
+    weights = [plain_text(path, 80) for path in files if path.endswith(_WEIGHT)][:10]
     raise RefusedModel(
-        f"{source.repo} has no file {source.file}.{hint} It has: {', '.join(weights) or 'no .safetensors file'}."
+        f"{source.repo} has no file {plain_text(source.file, 160)}.{hint} It has: {', '.join(weights) or 'no .safetensors file'}."
     )
 
 
@@ -220,14 +219,15 @@ def _one_file(repo: str, file: RepoFile) -> Plan:
     """The plan of a single checkpoint."""
     suffix = PurePosixPath(file.path).suffix.lower()
     if suffix != _WEIGHT and suffix not in CONVERTIBLE:
-        kind = "a program" if suffix in CODE_SUFFIXES else f"a {suffix or 'nameless'} file"
+        shown = plain_text(file.path, 160)
+        kind = "a program" if suffix in CODE_SUFFIXES else f"a {plain_text(suffix, 20) or 'nameless'} file"
         raise RefusedModel(
-            f"Refused: {file.path} of {repo} is {kind}, not model weights. Choose a .safetensors file of the repository."
+            f"Refused: {shown} of {repo} is {kind}, not model weights. Choose a .safetensors file of the repository."
         )
     if file.scan == UNSAFE:
         raise RefusedModel(_unsafe(repo, [file.path]))
     name = PurePosixPath(file.path).name
-    stem = sanitized_name(PurePosixPath(name).stem, "model")
+    stem = model_name(PurePosixPath(name).stem, "model")
     needs_convert = suffix != _WEIGHT
     facts = () if needs_convert else ("Safetensors: nothing in it can run",)
     planned = PlannedFile(
@@ -258,7 +258,7 @@ def _question(repo: str, files: list[RepoFile]) -> Plan:
     )
     return _partial(
         title=repo.partition("/")[2],
-        name=sanitized_name(repo.partition("/")[2], "model"),
+        name=model_name(repo.partition("/")[2], "model"),
         facts=(f"{repo} holds {len(files)} single-file models: choose one",),
         choices=choices,
     )
@@ -280,7 +280,7 @@ def _folder(repo: str, files: Mapping[str, RepoFile], chosen: dict[str, RepoFile
             "Weights at half precision, which all parts have: training keeps the base at that precision anyway"
         )
     if singles:
-        others = ", ".join(f"{file.path} ({_size_text(file)})" for file in singles[:4])
+        others = ", ".join(f"{plain_text(file.path, 80)} ({_size_text(file)})" for file in singles[:4])
         facts.append(f"Also here as a single file: {others}. Add its name to the address to take that instead")
     planned = tuple(
         PlannedFile(path, file.path, file.size, file.sha256, file.git_sha1, file.scan) for path, file in chosen.items()
@@ -288,7 +288,7 @@ def _folder(repo: str, files: Mapping[str, RepoFile], chosen: dict[str, RepoFile
     family = "sdxl" if any(path.startswith("text_encoder_2/") for path in chosen) else "sd15"
     return _partial(
         title=repo.partition("/")[2],
-        name=sanitized_name(repo.partition("/")[2], "model"),
+        name=model_name(repo.partition("/")[2], "model"),
         layout="folder",
         files=planned,
         family=family,
@@ -366,14 +366,16 @@ def _scan_warnings(files: list[RepoFile]) -> Iterator[str]:
 def _confirmations(files: list[RepoFile]) -> Iterator[str]:
     for file in files:
         if file.scan not in (SAFE, PENDING, UNKNOWN, UNSAFE):
-            yield f"Hugging Face's scanners call {file.path} {file.scan!r}"
+            yield f"Hugging Face's scanners call {plain_text(file.path, 160)} {file.scan!r}"
         if not file.sha256 and not file.git_sha1:
-            yield f"The hub gives no checksum for {file.path}, so nobody can tell whether it arrives as it was uploaded"
+            shown = plain_text(file.path, 160)
+            yield f"The hub gives no checksum for {shown}, so nobody can tell whether it arrives as it was uploaded"
 
 
 def _unsafe(repo: str, paths: list[str]) -> str:
+    shown = ", ".join(plain_text(path, 80) for path in paths[:5])
     return (
-        f"Refused: Hugging Face's scanners found {', '.join(paths[:5])} of {repo} unsafe. It may hold harmful code. "
+        f"Refused: Hugging Face's scanners found {shown} of {repo} unsafe. It may hold harmful code. "
         "Look for the model at its original author."
     )
 

@@ -74,6 +74,12 @@ def record_provenance(workspace: Workspace, name: str, provenance: Provenance) -
     hashes = file_hashes(_files(workspace, name), workspace.models_cache_dir)
     files = {_relative(workspace, file): FileRecord(file.stat().st_size, sha256) for file, sha256 in hashes.items()}
     whole = replace(provenance, files=files)
+    write_provenance(workspace, name, whole)
+    return whole
+
+
+def write_provenance(workspace: Workspace, name: str, whole: Provenance) -> None:
+    """Writes a record as it is. It may come before the model itself: a record of nothing harms nobody."""
     values = {
         "format": _FORMAT,
         "name": name,
@@ -84,11 +90,10 @@ def record_provenance(workspace: Workspace, name: str, provenance: Provenance) -
         "checked": whole.checked,
         "verdicts": dict(whole.verdicts),
         "time": datetime.datetime.fromtimestamp(whole.time, datetime.UTC).isoformat(timespec="seconds"),
-        "files": {path: {"size": one.size, "sha256": one.sha256} for path, one in sorted(files.items())},
+        "files": {path: {"size": one.size, "sha256": one.sha256} for path, one in sorted(whole.files.items())},
     }
     path = provenance_path(workspace, name)
     Root(workspace.models_dir).write_text_atomic(path, json.dumps(values, indent=1) + "\n")
-    return whole
 
 
 def read_provenance(workspace: Workspace, name: str) -> Provenance | None:
