@@ -17,6 +17,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
@@ -27,6 +28,7 @@ from security.streams import Pump, RedactedText, lead_to_the_same
 CLOSE_SECONDS = 3.0
 """Longest wait for the last output at the end of the program."""
 
+_STREAMS = ("stdin", "stdout", "stderr")
 _pumps: dict[int, Pump] = {}
 """By descriptor; one pump may serve both."""
 
@@ -38,6 +40,7 @@ def install() -> None:
     """
     if _pumps or sys.stdout is not sys.__stdout__ or sys.stderr is not sys.__stderr__:
         return
+    _fill_closed_streams()
     for layer in LAYERS.values():
         layer()
     _no_core_dumps()
@@ -86,9 +89,25 @@ def terminal_columns() -> int:
         return 80
 
 
+def _fill_closed_streams() -> None:
+    """Gives a program that was started without input or output (">&-") empty ones.
+
+    Libraries take it for granted that there are some, and a file opened later would get their numbers: what a C library
+    prints would be written into it.
+    """
+    missing = [number for number, name in enumerate(_STREAMS) if getattr(sys, name) is None]
+    for descriptor in missing:
+        if not _is_open(descriptor):
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest number, which is this one
+    for descriptor in missing:
+        stream = Path(os.devnull).open("w" if descriptor else "r", encoding="utf-8")  # noqa: SIM115 - until the end
+        setattr(sys, _STREAMS[descriptor], stream)
+
+
 def _redirect_descriptors() -> None:
     _flush_streams()
-    existing = [descriptor for descriptor in (1, 2) if _is_open(descriptor)]
+    streams = {1: sys.__stdout__, 2: sys.__stderr__}
+    existing = [descriptor for descriptor, stream in streams.items() if stream is not None and _is_open(descriptor)]
     both = existing == [1, 2] and lead_to_the_same(1, 2)  # then one pipe, which keeps the order of what is written
     for group in [(1, 2)] if both else [(descriptor,) for descriptor in existing]:
         pump = Pump(group)

@@ -67,7 +67,7 @@ class ServeOptions:
 
 
 def serve(options: ServeOptions) -> int:
-    """Serves the page until SIGINT or SIGTERM; then the run finishes its step and is saved. Returns the exit code."""
+    """Serves the page until SIGINT, SIGTERM or SIGHUP; then the run finishes its step and is saved. Returns the exit code."""
     ended = threading.Event()
     _on_signals(ended)
     try:
@@ -100,8 +100,10 @@ def _on_signals(ended: threading.Event) -> None:
             sys.stderr.write("Still saving; the run is kept up to its last checkpoint in any case.\n")
         ended.set()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, end)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP: the terminal was closed, or SSH broke off
+        if number is not None and (name != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN):  # as nohup does
+            signal.signal(number, end)
 
 
 def _credentials(options: ServeOptions) -> tuple[str, Credentials | None]:

@@ -418,6 +418,20 @@ def test_closed_streams_are_no_error(closed: str) -> None:
     assert done.returncode == 0
 
 
+def test_a_closed_stream_is_an_empty_one_and_no_file_takes_its_place(tmp_path: Path) -> None:
+    code = (
+        PRELUDE + "install(); install()\n"
+        f"with open({str(tmp_path / 'mine')!r}, 'wb', buffering=0) as mine:\n"
+        "    os.write(1, b'of a C library'); print('a line', sys.stdout.isatty(), sys.stdin.read()); os.system('echo child')\n"
+        "    assert mine.fileno() > 2\n"
+        "sys.stderr.write('done')"
+    )
+    command = ["bash", "-c", 'exec "$0" -c "$1" <&- >&-', sys.executable, code]
+    done = subprocess.run(command, cwd=REPOSITORY_DIR, stderr=subprocess.PIPE, check=False, timeout=30)
+    assert (done.returncode, done.stderr) == (0, b"done")
+    assert (tmp_path / "mine").read_bytes() == b""
+
+
 def test_a_terminal_stays_a_terminal() -> None:
     code = (
         PRELUDE + f"register({SECRET!r}, 'x'); install()\n"

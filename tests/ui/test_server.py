@@ -151,7 +151,7 @@ def run_to_its_end(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @on_posix
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM)])
 def test_signals_end_it_with_exit_code_0(tmp_path: Path, number: int) -> None:
     with served(tmp_path / "workspace") as page:
         assert page.end(number) == 0
