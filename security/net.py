@@ -219,20 +219,24 @@ class Network:
             if response.status in (200, 206, 416):
                 return response
             response.close()
+            had_token = token is not None and self._sends_token(url)
             if response.status not in _REDIRECTS:
                 raise status_error(
-                    response.status, response.headers, url, at_hub=self._is_hub(url), had_token=token is not None
+                    response.status, response.headers, url, at_hub=self._is_hub(url), had_token=had_token
                 )
             locations = response.headers.get_all("Location", [])
             if len(locations) != 1:
                 raise FailedDownload(f"{url.host} redirects to {len(locations)} addresses at once.")
             url = parse_redirect(locations[0], url, self._mirrors)
             if self._is_hub(url) and url.path == "/login":
-                raise login_wanted(url, had_token=token is not None)
+                raise login_wanted(url, had_token=had_token)
         raise FailedDownload(f"{url.host}: over {MAX_REDIRECTS} redirects in a row, so the download was given up.")
 
     def _is_mirror(self, url: SafeUrl) -> bool:
         return url.origin == self._mirrors.get(url.service)
+
+    def _sends_token(self, url: SafeUrl) -> bool:
+        return gets_token(url) or (self._is_mirror(url) and self._send_tokens_to_mirrors)
 
     def _is_hub(self, url: SafeUrl) -> bool:
         """True for the hub itself or its mirror, False for the storage behind it."""
@@ -257,7 +261,7 @@ class Network:
             "Connection": "close",
             **extra,
         }
-        if token is not None and (gets_token(url) or (self._is_mirror(url) and self._send_tokens_to_mirrors)):
+        if token is not None and self._sends_token(url):
             headers["Authorization"] = f"Bearer {token.reveal()}"
         with told_plainly(watch, url.host):
             addresses = waited_for(lambda: self._addresses(url), watch)

@@ -51,7 +51,7 @@ def status_error(status: int, headers: HTTPMessage, url: SafeUrl, *, at_hub: boo
 def _busy(status: int, headers: HTTPMessage, url: SafeUrl) -> Interrupted:
     wait = retry_after(headers.get("Retry-After", ""))
     if status == 429:
-        when = "in a while" if wait is None else f"in {wait:.0f} seconds"
+        when = "in a while" if wait is None or wait > 24 * 3600 else f"in {wait:.0f} seconds"
         return Interrupted(f"{url.service} has had too many requests from here. Try again {when}.", wait)
     return Interrupted(f"{url.host} has a fault of its own (status {status}). Try again later.", wait)
 

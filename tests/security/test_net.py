@@ -262,6 +262,15 @@ def test_mirror_gets_requests_and_no_token(hubs: Hubs, mirror: Hubs, token: Secr
     assert mirror.seen[0].host == mirror.origin.removeprefix("http://")
 
 
+def test_a_token_that_was_not_sent_is_not_blamed(hubs: Hubs, mirror: Hubs, token: Secret) -> None:
+    mirror.clear()
+    mirror.on("*", "/api/models/a/b", Reply(401))
+    for sends, said in ((False, "wants a token"), (True, "does not know your token")):
+        network = hubs.network(mirrors={Service.HUGGING_FACE: mirror.origin}, send_tokens_to_mirrors=sends)
+        with pytest.raises(NeedsLogin, match=said):
+            network.get_json(network.url(Service.HUGGING_FACE, "/api/models/a/b"), token=token)
+
+
 def test_mirror_gets_the_token_when_the_user_says_so(hubs: Hubs, mirror: Hubs, token: Secret) -> None:
     """It still goes to the mirror alone, not to the storage that the mirror names."""
     mirror.clear()

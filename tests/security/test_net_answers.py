@@ -59,6 +59,7 @@ STATUSES: list[tuple[int, list[tuple[str, str]], bool, type[SafelightError], str
     (300, [], False, FailedDownload, "status 300", ""),
     (304, [], False, FailedDownload, "status 304", ""),
     (429, [], False, Interrupted, "too many requests from here. Try again in a while", ""),
+    (429, [("Retry-After", "999999999")], False, Interrupted, "Try again in a while", ""),
     (429, [("Retry-After", "1")], False, Interrupted, "Try again in 1 seconds", ""),
     (500, [], False, Interrupted, "fault of its own", ""),
     (502, [], False, Interrupted, "fault of its own", ""),
