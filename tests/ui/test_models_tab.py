@@ -172,3 +172,23 @@ def test_a_plan_says_what_is_missing() -> None:
     assert view["confirm"] == ["no hash"] and view["convert"] and view["ready"]
     question = plan_view("id", replace(plan, files=(), choices=(Choice("a", "a (1 GB)", 1),)), 10)
     assert not question["ready"] and question["choices"] == [["a", "a (1 GB)"]]
+
+
+@pytest.mark.parametrize("by_path", [False, True])
+def test_a_model_stays_while_any_run_needs_it(services: Services, tmp_path: Path, by_path: bool) -> None:
+    """Also a run of another program, and one that names the model by its path."""
+    source = tmp_path / "xl.safetensors"
+    source.write_bytes(sdxl_checkpoint())
+    info = import_model(services.workspace, source)
+    desk = FetchDesk(services)
+    folder = run_folder(services.workspace, steps=3, model={"base": str(info.path) if by_path else "xl"})
+    with folder.lock().acquire(timeout=0), pytest.raises(SafelightError, match="xl is in use by the run old"):
+        desk.remove({"name": "xl"})
+    assert desk.remove({"name": "xl"}) == {"text": "xl is removed."}
+
+
+def test_one_damaged_run_does_not_hide_the_models(services: Services) -> None:
+    folder = run_folder(services.workspace, model={"base": "demo"})
+    (run_folder(services.workspace, "broken").path / "config.toml").write_text("model = [", encoding="utf-8")
+    rows = {row["name"]: row for row in FetchDesk(services).models_state()["models"]}
+    assert rows["demo"]["used"].startswith("1 run"), folder.run_id

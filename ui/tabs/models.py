@@ -8,17 +8,19 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.events import Dependency
 
 from security.convert import describe
+from security.errors import SafelightError
 from security.roots import resolve_user_path
 from trainer.models.catalog import catalog
 from trainer.models.converted import can_be_converted, import_checkpoint
 from trainer.models.jobfiles import DownloadState
-from trainer.models.library import import_model, remove_model
+from trainer.models.library import ModelInfo, import_model, remove_model
 from trainer.models.plans import Plan
 from trainer.runs import RunFolder
 from ui.machine import gigabytes
@@ -103,20 +105,29 @@ class FetchDesk:
         info = next((info for info in self.services.library.models() if info.name == name), None)
         if info is None or info.builtin:
             raise ShownError(f"{name} is not a model that can be removed.")
-        active = self.services.jobs.active_run_id
-        if active and RunFolder.find(self.services.workspace, active).config().model.base == name:
-            raise ShownError(f"{name} is in use by the run {active}. Stop the run first.")
+        for run in self.services.jobs.runs():
+            if run.state.is_active and self._is_base(self._base(run.run_id), info):
+                raise ShownError(f"{name} is in use by the run {run.run_id}. Stop the run first.")
         remove_model(self.services.workspace, name)
         self.services.library.forget()
         return {"text": f"{name} is removed."}
 
     def _uses(self) -> Counter[str]:
-        """How many runs were trained on each base. A run's settings never change, so they are read once."""
-        runs = [run.run_id for run in self.services.jobs.runs()]
-        for run_id in runs:
-            if run_id not in self._bases:
+        """How many runs were trained on each base."""
+        return Counter(self._base(run.run_id) for run in self.services.jobs.runs())
+
+    def _base(self, run_id: str) -> str:
+        """What a run was trained on, as its settings name it; "" if they can't be read. Settings never change."""
+        if run_id not in self._bases:
+            try:
                 self._bases[run_id] = RunFolder.find(self.services.workspace, run_id).config().model.base
-        return Counter(self._bases[run_id] for run_id in runs)
+            except (SafelightError, OSError):  # damaged by hand or removed just now: no reason to hide all models
+                return ""
+        return self._bases[run_id]
+
+    def _is_base(self, base: str, info: ModelInfo) -> bool:
+        """Whether a run's base is that model, by its name or by a path to it or to the folder that it lies in."""
+        return base == info.name or (base != "" and info.path.is_relative_to(Path(base).expanduser()))
 
 
 def download_action(services: Services, download_id: str, action: str) -> dict[str, Any]:
