@@ -290,8 +290,8 @@ def resolve_user_path(text: str, allowed: Sequence[Path] | None) -> Path:
     if any(resolved.is_relative_to(folder) for folder in _NO_DATA_FOLDERS):
         raise RefusedPath(f"{resolved} belongs to the system. Give a folder with your own files.")
     if allowed is not None and not any(resolved.is_relative_to(folder.resolve()) for folder in allowed):
-        places = ", ".join(str(folder) for folder in allowed)
-        raise RefusedPath(f"{path} is not inside {places}. Copy it there.")
+        places = ", ".join(folder.name for folder in allowed)  # their whole paths are not every visitor's business
+        raise RefusedPath(f"{path} is not inside the folder {places}. Copy it there.")
     return resolved
 
 

@@ -22,6 +22,7 @@ from trainer.models.text import gigabytes
 from trainer.workspace import Workspace
 from ui.cli_run import duration_text
 from ui.endpoints import add_endpoint_options, endpoints_of
+from ui.signals import ending_signals
 
 PLAIN_LINE_SECONDS = 5.0
 STOP_SECONDS = 10.0
@@ -111,7 +112,7 @@ class _Follower:
 
     def follow(self) -> int:
         """Waits for the end. Returns the exit code."""
-        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, self._on_signal) for number in ending_signals()}
         try:
             while not self.downloads.wait(0.2):
                 self._show(self.downloads.get(self.job_id))

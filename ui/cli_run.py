@@ -22,6 +22,7 @@ from trainer.jobs import Jobs
 from trainer.logs import configure_logging
 from trainer.runs import Progress, RunFolder, RunState
 from trainer.workspace import Workspace
+from ui.signals import ending_signals
 
 SAVE_SECONDS = 19.0
 """For the running step and its saving after a signal; the rest of the promised twenty seconds is for closing down."""
@@ -143,7 +144,7 @@ class Follower:
 
     def follow(self) -> tuple[Progress, int]:
         """Waits for the end of the run. Returns how it stands and the exit code."""
-        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, self._on_signal) for number in ending_signals()}
         try:
             return self._wait()
         finally:

@@ -28,6 +28,7 @@ from trainer.jobs import Jobs
 from trainer.logs import configure_logging
 from trainer.workspace import Workspace
 from ui.endpoints import Endpoints
+from ui.signals import ending_signals
 
 if TYPE_CHECKING:
     from gradio import Blocks
@@ -100,10 +101,8 @@ def _on_signals(ended: threading.Event) -> None:
             sys.stderr.write("Still saving; the run is kept up to its last checkpoint in any case.\n")
         ended.set()
 
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)  # Windows has no SIGHUP: the terminal was closed, or SSH broke off
-        if number is not None and (name != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN):  # as nohup does
-            signal.signal(number, end)
+    for number in ending_signals():
+        signal.signal(number, end)
 
 
 def _credentials(options: ServeOptions) -> tuple[str, Credentials | None]:

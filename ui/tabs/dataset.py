@@ -20,6 +20,7 @@ from gradio.events import Dependency
 from security.errors import SafelightError
 from security.images import read_image_info
 from security.policy import IMAGE_SUFFIXES
+from security.redaction import redact, visible_lines
 from security.roots import Root, resolve_user_path
 from trainer.dataset.captions import read_caption
 from trainer.dataset.scan import (
@@ -128,12 +129,13 @@ def _report(work: Any) -> dict[str, Any]:
         with known_errors():
             report: ImportReport = work()
     except SafelightError as error:
-        return {"text": str(error), "tone": "bad", "skipped": [], "select": "", "stamp": secrets.token_hex(4)}
+        text = redact(visible_lines(str(error)))
+        return {"text": text, "tone": "bad", "skipped": [], "select": "", "stamp": secrets.token_hex(4)}
     pictures = f"{len(report.added)} picture{'' if len(report.added) == 1 else 's'}"
     return {
         "text": f"{pictures} added to {report.name}." + (f" {len(report.skipped)} left out:" if report.skipped else ""),
         "tone": "good" if report.added else "bad",
-        "skipped": [list(entry) for entry in report.skipped],
+        "skipped": [[redact(visible_lines(text)) for text in entry] for entry in report.skipped],
         "select": report.name,
         "stamp": secrets.token_hex(4),  # two imports with the same outcome are still two
     }
