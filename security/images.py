@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from security.errors import RefusedFile
-from security.policy import IMAGE_FORMATS, MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
+from security.policy import IMAGE_FORMATS, MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS, MAX_IMAGE_SIDE
 from security.sniff import SNIFF_BYTES, Kind, open_regular, sniff
 
 _ORIENTATION_TAG = 0x0112
@@ -124,6 +124,10 @@ def _open_header(data: bytes, path: Path) -> Image.Image:
         raise RefusedFile(
             f"{path.name} has {width} x {height} pixels, over the limit of {MAX_IMAGE_PIXELS // 10**6} million. "
             "Make it smaller."
+        )
+    if max(width, height) > MAX_IMAGE_SIDE:
+        raise RefusedFile(
+            f"{path.name} has {width} x {height} pixels; no side may have over {MAX_IMAGE_SIDE}. Crop it."
         )
     return image
 

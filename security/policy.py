@@ -44,6 +44,8 @@ MAX_IMAGE_BYTES = 128 * MIB
 """Largest picture file; an uncompressed 8-bit RGB picture of 42 megapixels."""
 MAX_IMAGE_PIXELS = 64_000_000
 """Largest picture, 8000 x 8000. A file of 17 kB can claim 144 megapixels, so this is checked before decoding."""
+MAX_IMAGE_SIDE = 32_768
+"""Longest side in pixels; panoramas are shorter. A file of 74 bytes with one line of 64 million keeps Pillow busy for 8 s."""
 
 MAX_HEADER_BYTES = 16 * MIB
 """Largest safetensors header. A model of 2,500 tensors needs 0.3 MiB; the library itself allows 100 MB."""

@@ -101,6 +101,10 @@ def refuse_pickle(path: Path) -> None:
     )
 
 
+_MASKS = ("attn_mask", "causal_mask")
+"""Ends of the names of attention masks, which are minus infinity above the diagonal, as OpenCLIP writes them."""
+
+
 def check_finite(path: Path, progress: Callable[[int], None] | None = None) -> None:
     """Reads all numbers of a checked safetensors file; one NaN or infinity in a model spoils every loss.
 
@@ -117,7 +121,7 @@ def check_finite(path: Path, progress: Callable[[int], None] | None = None) -> N
                 data = file.read(size)
                 if len(data) != size:
                     raise RefusedFile(f"{path.name} became shorter while it was read. Copy or download it again.")
-                if not is_finite(tensor.dtype, data):
+                if not (is_finite(tensor.dtype, data) or name.endswith(_MASKS)):
                     raise RefusedFile(
                         f"{path.name} holds values in the tensor {name} that are no numbers (NaN, infinity or a broken "
                         "flag). Training with it would fail. Download it again, or take another model."

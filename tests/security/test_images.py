@@ -175,6 +175,11 @@ def test_a_bomb_is_refused_before_decoding(tmp_path: Path, monkeypatch: pytest.M
         for function in (open_image, read_image_info):
             with pytest.raises(RefusedFile, match=r"a\.png.*(million pixels|limit of 64 million|broken)"):
                 function(path)
+    for width, height in ((1, 64_000_000), (40_000, 2)):  # few pixels, but lines that never end
+        path.write_bytes(png(width, height))
+        for function in (open_image, read_image_info):
+            with pytest.raises(RefusedFile, match=r"a\.png has .* no side may have over 32768"):
+                function(path)
 
 
 def test_a_large_file_is_refused_by_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

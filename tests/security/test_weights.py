@@ -246,3 +246,11 @@ def test_a_flag_is_stored_as_zero_or_one(tmp_path: Path) -> None:
     check_finite(write_raw(tmp_path / "m.safetensors", header, b"\0\1\1"))
     with pytest.raises(RefusedFile, match="the tensor mask "):
         check_finite(write_raw(tmp_path / "m.safetensors", header, b"\0\1\2"))
+
+
+def test_an_attention_mask_may_be_infinite(tmp_path: Path) -> None:
+    header = json.dumps({"text.attn_mask": entry("F32", [2], 0, 8)}).encode()
+    check_finite(write_raw(tmp_path / "m.safetensors", header, b"\0\0\x80\xff" * 2))
+    header = json.dumps({"text.attn_weight": entry("F32", [2], 0, 8)}).encode()
+    with pytest.raises(RefusedFile, match=r"text\.attn_weight"):
+        check_finite(write_raw(tmp_path / "m.safetensors", header, b"\0\0\x80\xff" * 2))

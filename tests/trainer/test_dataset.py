@@ -167,6 +167,18 @@ def test_a_picture_whose_caption_is_refused_is_left_out_whole(tmp_path) -> None:
     assert import_pictures(workspace, "hats", collect_sources(source)).added == ("a.png",)
 
 
+def test_captions_with_an_ending_in_capitals_come_too(tmp_path) -> None:
+    workspace = Workspace.open(tmp_path / "space")
+    source = tmp_path / "in"
+    source.mkdir()
+    Image.new("RGB", (64, 64), "red").save(source / "a.png")
+    (source / "a.TXT").write_text("a red hat", encoding="utf-8")
+    (source / "notes.TXT").write_text("belongs to no picture", encoding="utf-8")
+    report = import_pictures(workspace, "hats", collect_sources(source))
+    assert report.added == ("a.png",) and report.skipped == ()
+    assert (find_dataset(workspace, "hats") / "a.txt").read_text(encoding="utf-8") == "a red hat"
+
+
 def test_embedded_and_foreign_names_are_refused(tmp_path) -> None:
     workspace = Workspace.open(tmp_path / "space")
     with pytest.raises(SafelightError, match="embedded"):

@@ -134,7 +134,10 @@ def list_datasets(workspace: Workspace) -> list[DatasetInfo]:
 def collect_sources(folder: Path) -> list[Path]:
     """The pictures and caption files of a folder on this machine, ready for `import_pictures`."""
     pictures = picture_paths(folder)
-    return [*pictures, *(text for picture in pictures if (text := picture.with_suffix(".txt")).is_file())]
+    named = {(picture.parent, picture.stem) for picture in pictures}
+    beside = (path for parent in {picture.parent for picture in pictures} for path in parent.iterdir())
+    captions = [path for path in beside if path.suffix.lower() == ".txt" and (path.parent, path.stem) in named]
+    return [*pictures, *sorted(path for path in captions if path.is_file())]
 
 
 def unpack_sources(archive: Path, folder: Path) -> tuple[list[Path], tuple[tuple[str, str], ...]]:
