@@ -129,7 +129,7 @@ def test_a_login_that_another_one_ends_says_so_and_finds_back(
     watcher.forgives = ("status of 401",)
     page = watched(guarded.link)
     open_tab(page, "Settings")
-    phone = page.context.browser.new_context(viewport={"width": 390, "height": 844})  # type: ignore[union-attr]
+    phone = page.context.browser.new_context(viewport={"width": 390, "height": 844}, reduced_motion="reduce")  # type: ignore[union-attr]
     try:
         other = log_in(phone, guarded.link)
         own = page.locator(".sl-logins tbody tr", has_text="(this one)")

@@ -138,4 +138,4 @@ def test_eight_open_pages_do_not_stand_in_each_others_way(watched: Watch, server
     for page in pages:
         expect(page.locator(".sl-strip .sl-chip")).not_to_be_empty(timeout=60_000)
     pages[-1].locator("#tabs > .tab-wrapper").get_by_role("tab", name="Models", exact=True).click()
-    expect(pages[-1].locator("#view-models table")).to_contain_text("demo")
+    expect(pages[-1].locator("#view-models table").first).to_contain_text("demo")

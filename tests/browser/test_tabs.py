@@ -50,7 +50,7 @@ def test_pictures_come_in_with_captions_that_are_only_text(watched: Watch, serve
 
 def test_a_model_is_refused_or_taken_in_words(watched: Watch, server: Served, tmp_path: Path) -> None:
     page = watched(server.address + "/?tab=models")
-    expect(page.locator("#view-models table")).to_contain_text("built in")
+    expect(page.locator("#view-models table").first).to_contain_text("built in")
     bad = tmp_path / "danger.ckpt"
     bad.write_bytes(b"PK\x03\x04" + bytes(64))
     page.locator("#model-path input").fill(str(bad))
@@ -65,7 +65,7 @@ def test_a_model_is_refused_or_taken_in_words(watched: Watch, server: Served, tm
     open_tab(page, "Models")
     page.get_by_role("button", name="Remove copy").click()
     page.locator("dialog").get_by_role("button", name="Remove").click()
-    expect(page.locator("#view-models table")).not_to_contain_text("copy")
+    expect(page.locator("#view-models table").first).not_to_contain_text("copy")
 
 
 def test_faults_are_shown_at_their_fields_and_the_first_has_the_focus(watched: Watch, server: Served) -> None:
@@ -136,7 +136,7 @@ def test_settings_go_out_and_in_as_toml(
 
 def test_looks_and_keys_are_kept_in_the_browser(watched: Watch, server: Served) -> None:
     page = watched(server.address + "/?tab=settings")
-    expect(page.locator("#view-settings")).to_contain_text("Only this machine can open the page")
+    expect(page.locator("#view-access")).to_contain_text("Only this machine can open the page")
     page.get_by_label("Dark").check()
     expect(page.locator("body")).to_have_class("dark")
     page.reload()

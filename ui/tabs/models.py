@@ -8,14 +8,13 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.events import Dependency
 
 from security.convert import describe
-from security.errors import SafelightError
+from security.errors import RefusedPath, SafelightError
 from security.roots import resolve_user_path
 from trainer.models.catalog import catalog
 from trainer.models.converted import can_be_converted, import_checkpoint
@@ -127,7 +126,12 @@ class FetchDesk:
 
     def _is_base(self, base: str, info: ModelInfo) -> bool:
         """Whether a run's base is that model, by its name or by a path to it or to the folder that it lies in."""
-        return base == info.name or (base != "" and info.path.is_relative_to(Path(base).expanduser()))
+        if base == info.name:
+            return True
+        try:
+            return info.path.resolve().is_relative_to(resolve_user_path(base, None))
+        except RefusedPath:  # the name of another model, or a path that is gone
+            return False
 
 
 def download_action(services: Services, download_id: str, action: str) -> dict[str, Any]:
