@@ -453,7 +453,8 @@ def main(arguments: list[str]) -> int:
 
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        PAGE.write_text(page_of(results), encoding="utf-8")
+        kept = json.loads(RESULTS.read_text(encoding="utf-8"))  # in the order of the file
+        PAGE.write_text(page_of(kept), encoding="utf-8")
     return 0
 
 
