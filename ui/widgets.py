@@ -19,6 +19,7 @@ SCRIPTS = (
     "runs",
     "start",
     "models",
+    "studio",
     "dataset",
     "form",
     "access",

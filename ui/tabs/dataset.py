@@ -35,21 +35,28 @@ from trainer.dataset.scan import (
 )
 from ui.messages import ShownError, known_errors, text_of
 from ui.services import IMPORT_FOLDER, Services
+from ui.studio.panels import Panel
 from ui.views import FILES_PREFIX
 from ui.widgets import drawn_view
 
 ARCHIVE_SUFFIX = ".zip"
 STALE_SECONDS = 24 * 3600
 
+PANELS: tuple[Panel, ...] = ()
+"""The panels of the tab in the order of their buttons, which is the order of work: import, tagging, tags, quality, sizes,
+masks, prepare, export. A row here and the script's name in ui/widgets.py place one."""
+
 
 @dataclass(frozen=True)
 class DatasetTab:
-    """What other tabs connect to: `view` triggers `use` with a dataset's name; `imported` are over when pictures came in."""
+    """What other tabs connect to: `view` triggers `use` with a dataset's name; `imported` are over when pictures came in;
+    `panels` holds the view of each row of PANELS by its id."""
 
     view: gr.HTML
     upload_button: gr.Button
     folder_button: gr.Button
     imported: tuple[Dependency, Dependency]
+    panels: dict[str, gr.HTML]
 
 
 def dataset_tab(services: Services) -> DatasetTab:
@@ -79,6 +86,10 @@ def dataset_tab(services: Services) -> DatasetTab:
 
     gr.Markdown("## Pictures and captions")
     view = drawn_view("dataset", functions=[dataset_state, write_caption], events=["use"])
+    panels = {
+        panel.id: drawn_view(f"studio_{panel.id}", functions=panel.functions(services), events=panel.events)
+        for panel in PANELS
+    }
     gr.Markdown("## Add pictures")
     name = gr.Textbox(
         label="Dataset name",
@@ -114,7 +125,7 @@ def dataset_tab(services: Services) -> DatasetTab:
     from_folder = folder_button.click(
         bring_folder, [name, folder], view, api_visibility="private", show_progress="minimal"
     )
-    return DatasetTab(view, upload_button, folder_button, (from_browser, from_folder))
+    return DatasetTab(view, upload_button, folder_button, (from_browser, from_folder), panels)
 
 
 def _where(services: Services) -> str:
