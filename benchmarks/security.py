@@ -173,7 +173,7 @@ def archives(_options: argparse.Namespace) -> Figures:
             for ending in endings:
                 path = Path(name) / f"a{ending}"
                 path.write_bytes(data)
-                pictures += bool(refuses(clean_copy, path, ".png"))
+                pictures += bool(refuses(clean_copy, path, 256))
     return {
         "hostile archives": {"tried": len(HOSTILE), "refused": refused, "left something behind": left},
         "the same with Python's zipfile": {"tried": len(HOSTILE), "unpacked without a word": by_python},

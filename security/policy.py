@@ -39,6 +39,12 @@ MAX_NAME_BYTES = 150
 """Longest file name in UTF-8. File systems end at 255; the rest is room for numbers and endings that we add."""
 MAX_PATH_CHARACTERS = 4096
 """Longest path a user may type; the limit of Linux."""
+MAX_PATTERN_CHARACTERS = 500
+"""Longest regular expression that a user may type for find and replace."""
+MAX_PATTERN_REPEATS = 10_000
+"""Product of all counts ({3}, {1,20}) in one: such groups are written out in memory."""
+MAX_PATTERN_SECONDS = 3.0
+"""Longest that one find and replace may take over all captions of a dataset."""
 
 MAX_IMAGE_BYTES = 128 * MIB
 """Largest picture file; an uncompressed 8-bit RGB picture of 42 megapixels."""
@@ -46,6 +52,8 @@ MAX_IMAGE_PIXELS = 64_000_000
 """Largest picture, 8000 x 8000. A file of 17 kB can claim 144 megapixels, so this is checked before decoding."""
 MAX_IMAGE_SIDE = 32_768
 """Longest side in pixels; panoramas are shorter. A file of 74 bytes with one line of 64 million keeps Pillow busy for 8 s."""
+MAX_JPEG_SCANS = 100
+"""Most scans of a JPEG. Progressive ones have about ten; each further one costs the decoder a pass over the picture."""
 
 MAX_HEADER_BYTES = 16 * MIB
 """Largest safetensors header. A model of 2,500 tensors needs 0.3 MiB; the library itself allows 100 MB."""
@@ -74,8 +82,8 @@ MAX_CHECKPOINT_BYTES = 64 * 1024 * MIB
 """Largest checkpoint that is converted."""
 MAX_ONNX_BYTES = 2048 * MIB - 1
 """Largest ONNX model; protobuf itself allows no larger message. Taggers have 0.3 to 1.3 GB."""
-MAX_VOCABULARY_BYTES = 16 * MIB
-"""Largest tokenizer file. CLIP's vocabulary has 1 MiB, its tokenizer.json 2.2 MiB."""
+MAX_VOCABULARY_BYTES = 32 * MIB
+"""Largest tokenizer file. CLIP's tokenizer.json has 2.2 MiB, that of a captioner built on Llama 3 about 17 MiB."""
 MAX_MODEL_FOLDER_ENTRIES = 1000
 """Most files and folders in a model folder. A real one has about 40."""
 

@@ -30,6 +30,7 @@ LIGHT_MODULES = (
     *("launch", "ui.*", "security.*", "trainer.config.*", "trainer.events", "trainer.jobs", "trainer.runs"),
     *("trainer.workspace", "trainer.logs", "trainer.demo", "trainer.families", "trainer.models.library"),
     *("trainer.dataset.scan", "trainer.dataset.captions", "trainer.dataset.buckets"),
+    *("trainer.dataset.facts", "trainer.dataset.thumbnails", "trainer.dataset.importing"),
 )
 """Modules that draw the page or list things: importing them must not import torch."""
 

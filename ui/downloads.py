@@ -6,7 +6,6 @@ what is listed here is served. They are part of the same app, so the login and t
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from starlette.requests import Request
@@ -14,16 +13,15 @@ from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from security.errors import SafelightError
-from security.images import open_image, to_rgb
 from security.policy import IMAGE_SUFFIXES
 from security.roots import Root
 from trainer.dataset.scan import find_dataset, list_datasets
+from trainer.dataset.thumbnails import thumbnail_of
 from trainer.runs import RunFolder
 from trainer.workspace import Workspace
 from ui.services import Services
 from ui.views import FILES_PREFIX
 
-THUMBNAIL_SIDE = 256
 DOWNLOAD_SUFFIXES = frozenset({".safetensors", ".toml"})
 IMAGE_TYPES = {
     ".png": "image/png",
@@ -83,7 +81,7 @@ def _send(workspace: Workspace, path: Path, *, thumbnail: bool) -> Response:
     suffix = path.suffix.lower()
     if suffix in IMAGE_TYPES and path.is_file():
         if thumbnail:
-            path = thumbnail_of(path, workspace.cache_dir)
+            path = thumbnail_of(workspace, path)
         return FileResponse(path, media_type=IMAGE_TYPES[path.suffix.lower()], headers=HEADERS)
     if suffix in DOWNLOAD_SUFFIXES and path.is_file():
         return FileResponse(path, media_type="application/octet-stream", filename=path.name, headers=HEADERS)
@@ -93,24 +91,3 @@ def _send(workspace: Workspace, path: Path, *, thumbnail: bool) -> Response:
 def _as_download(name: str) -> dict[str, str]:
     ascii_name = name.encode("ascii", "replace").decode().replace('"', "'")
     return {"Content-Disposition": f'attachment; filename="{ascii_name}"'}
-
-
-def thumbnail_of(picture: Path, cache_dir: Path) -> Path:
-    """A copy of at most 256 pixels a side, made once per content; the picture itself when it is that small.
-
-    Raises RefusedFile for a file that is no picture.
-    """
-    status = picture.stat()
-    key = hashlib.sha256(f"{picture}|{status.st_size}|{status.st_mtime_ns}".encode()).hexdigest()[:32]
-    cached = Root(cache_dir).child("thumbnails", f"{key}.webp")
-    if cached.is_file():
-        return cached
-    image = to_rgb(open_image(picture))
-    if max(image.size) <= THUMBNAIL_SIDE and picture.suffix.lower() in IMAGE_TYPES:
-        return picture
-    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    fresh = cached.with_suffix(f".{id(image):x}.tmp")  # two viewers may make the same one at once
-    image.save(fresh, format="WEBP", quality=85)
-    fresh.replace(cached)
-    return cached

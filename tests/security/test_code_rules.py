@@ -93,7 +93,7 @@ WRITERS: dict[str, str] = {
     "trainer/models/converted.py": "copies the settings beside a checkpoint to where it is converted",
     "trainer/models/fetching.py": "the quarantine of a download",
     "trainer/models/provenance.py": "the note beside a model that goes",
-    "ui/downloads.py": "thumbnails in the cache",
+    "trainer/dataset/thumbnails.py": "thumbnails in the cache",
     "ui/tabs/dataset.py": "uploads into a staging folder, before they are looked at",
 }
 """Files outside of security/ that write, move or delete by path, and what. All else goes through `security.roots`."""

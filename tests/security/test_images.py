@@ -13,7 +13,7 @@ from PIL import Image, PngImagePlugin
 
 from security import images
 from security.errors import RefusedFile
-from security.images import ImageInfo, clean_copy, open_image, read_image_info, to_rgb
+from security.images import ImageInfo, clean_copy, encoded, open_image, read_image_info, thumbnail_file, to_rgb
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -47,7 +47,7 @@ def test_every_allowed_format_opens(tmp_path: Path, suffix: str) -> None:
 
 def test_the_content_counts_not_the_ending(tmp_path: Path) -> None:
     path = save(tmp_path / "a.png", Image.new("RGB", (6, 4)), format="JPEG")
-    assert read_image_info(path) == ImageInfo(6, 4, "JPEG", 1)
+    assert read_image_info(path) == ImageInfo(6, 4, "JPEG", 1, False)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "PPM", "ICO", "EPS", "PDF"])
@@ -56,7 +56,7 @@ def test_other_formats_are_not_even_tried(tmp_path: Path, kind: str) -> None:
     with pytest.raises(RefusedFile, match=r"a\.png is not a PNG, JPEG, WebP or BMP picture"):
         open_image(path)
     with pytest.raises(RefusedFile, match=r"a\.png"):
-        clean_copy(path, ".png")
+        clean_copy(path, 256)
 
 
 def test_svg_and_html_are_refused(tmp_path: Path) -> None:
@@ -232,8 +232,18 @@ def test_folders_and_missing_files_are_refused(tmp_path: Path) -> None:
             open_image(path)
 
 
-@pytest.mark.parametrize("suffix", [".png", ".webp", ".jpg"])
-def test_importing_keeps_pixels_and_drops_everything_else(tmp_path: Path, suffix: str) -> None:
+def copies(path: Path) -> dict[str, bytes]:
+    """Every way in which a picture is written anew, by name: the import, its thumbnail, and each format."""
+    image = open_image(path)
+    clean = clean_copy(path, 16)
+    return {suffix: encoded(image, suffix) for suffix in (".png", ".webp", ".jpg")} | {
+        "import": clean.data,
+        "thumbnail": clean.thumbnail or thumbnail_file(path, 4),
+    }
+
+
+@pytest.mark.parametrize("way", [".png", ".webp", ".jpg", "import"])
+def test_importing_keeps_pixels_and_drops_everything_else(tmp_path: Path, way: str) -> None:
     canary = "CANARY-51.5007-N"
     exif = Image.Exif()
     exif[0x010E] = canary
@@ -247,9 +257,9 @@ def test_importing_keeps_pixels_and_drops_everything_else(tmp_path: Path, suffix
     source_jpg.write_bytes(source_jpg.read_bytes() + b"PK\x03\x04" + canary.encode())
     for source in (source_png, source_jpg):
         assert canary.encode() in source.read_bytes()
-        target = tmp_path / f"t{suffix}"
-        target.write_bytes(clean_copy(source, suffix))
-        data = target.read_bytes()
+        target = tmp_path / "target"
+        data = copies(source)[way]
+        target.write_bytes(data)
         assert canary.encode() not in data
         assert b"PK\x03\x04" not in data
         clean = Image.open(target)
@@ -263,18 +273,25 @@ def test_importing_keeps_pixels_and_drops_everything_else(tmp_path: Path, suffix
 
 def test_importing_keeps_transparency_where_the_format_has_it(tmp_path: Path) -> None:
     source = save(tmp_path / "s.png", half_clear("RGBA"))
-    (tmp_path / "t.png").write_bytes(clean_copy(source, ".png"))
-    assert open_image(tmp_path / "t.png").getpixel((1, 0)) == (255, 0, 0, 0)
-    (tmp_path / "t.webp").write_bytes(clean_copy(source, ".webp"))
-    assert open_image(tmp_path / "t.webp").getpixel((1, 0)) == (255, 0, 0, 0)
-    (tmp_path / "t.jpg").write_bytes(clean_copy(source, ".jpg"))
-    assert open_image(tmp_path / "t.jpg").mode == "RGB"
+    for way, data in copies(source).items():
+        if way == "thumbnail":  # there is none of so small a picture
+            continue
+        (tmp_path / "t").write_bytes(data)
+        image = open_image(tmp_path / "t")
+        if way == ".jpg":
+            assert image.mode == "RGB"
+        else:
+            assert image.getpixel((1, 0)) == (255, 0, 0, 0)
+    assert clean_copy(source, 16).has_alpha
+    opaque = save(tmp_path / "o.png", Image.new("RGBA", (2, 1), RED))
+    clean = clean_copy(opaque, 16)
+    assert not clean.has_alpha and Image.open(io.BytesIO(clean.data)).mode == "RGB"
 
 
 def test_a_refused_import_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "s.png").write_bytes(png(8, 8))
     with pytest.raises(RefusedFile):
-        (tmp_path / "t.png").write_bytes(clean_copy(tmp_path / "s.png", ".png"))
+        (tmp_path / "t.png").write_bytes(clean_copy(tmp_path / "s.png", 16).data)
     assert [path.name for path in tmp_path.iterdir()] == ["s.png"]
 
 
@@ -303,8 +320,7 @@ def test_the_place_of_a_photo_and_its_press_data_do_not_come_along(tmp_path: Pat
     )
     path.write_bytes(data[:2] + extra + data[2:])
     assert Image.open(path).getexif().get_ifd(0x8825)[2] == (51.0, 30.0, 2.52)
-    for suffix in (".png", ".webp", ".jpg"):
-        clean = clean_copy(path, suffix)
+    for clean in copies(path).values():
         assert not any(word in clean for word in (b"CANARY", b"Photoshop", b"Ducky", b"Exif\0\0", b"MAKERNOTE"))
         assert not Image.open(io.BytesIO(clean)).getexif()
 
@@ -321,13 +337,12 @@ HIDDEN: dict[str, bytes] = {
 def test_what_hides_behind_or_inside_a_picture_is_not_imported(tmp_path: Path, case: str, kind: str) -> None:
     path = save(tmp_path / "a.png", Image.new("RGB", (32, 32), RED), format=kind)
     path.write_bytes(path.read_bytes() + HIDDEN[case])
-    for suffix in (".png", ".webp", ".jpg"):
-        assert HIDDEN[case] not in clean_copy(path, suffix)
+    assert not [way for way, clean in copies(path).items() if HIDDEN[case] in clean]
     inside = save(tmp_path / "b.png", Image.new("RGB", (8, 8), RED))
     data = inside.read_bytes()
     inside.write_bytes(data[:33] + png_chunk(b"zzZz", HIDDEN[case]) + data[33:])
     assert HIDDEN[case] in inside.read_bytes()
-    assert HIDDEN[case] not in clean_copy(inside, ".png")
+    assert not [way for way, clean in copies(inside).items() if HIDDEN[case] in clean]
 
 
 NO_PICTURES: dict[str, tuple[bytes, str]] = {
@@ -352,7 +367,7 @@ def test_a_picture_ending_on_something_else_is_refused_by_what_it_is(tmp_path: P
     data, reason = NO_PICTURES[case]
     path = tmp_path / f"a{suffix}"
     path.write_bytes(data)
-    for work in (open_image, read_image_info, lambda source: clean_copy(source, ".png")):
+    for work in (open_image, read_image_info, lambda source: clean_copy(source, 256)):
         with pytest.raises(RefusedFile, match=reason):
             work(path)
 

@@ -10,8 +10,9 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from tests.ui.runs_on_disk import run_folder
+from trainer.dataset.thumbnails import THUMBNAIL_SIDE
 from trainer.demo import INK_DIR
-from ui.downloads import THUMBNAIL_SIDE, routes
+from ui.downloads import routes
 from ui.services import Services
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from security.archives import unpack
 from security.errors import RefusedFile, SafelightError
-from security.images import clean_copy, read_image_info
+from security.images import encoded, open_image, read_image_info
 from security.names import safe_name, same_name_key, sanitized_name
 from security.policy import IMAGE_SUFFIXES
 from security.roots import Root, resolve_user_folder
@@ -179,7 +179,7 @@ def import_pictures(workspace: Workspace, name: str, sources: Sequence[Path], ba
             if caption is not None:
                 used.add(caption)
             text = read_caption(source, caption.suffix) if caption is not None else None  # first: it may be refused
-            root.write_bytes_atomic(saved, clean_copy(source, saved.suffix))
+            root.write_bytes_atomic(saved, encoded(open_image(source), saved.suffix))
             if text is not None:
                 root.write_text_atomic(saved.with_suffix(".txt"), text)
             added.append(saved.relative_to(root.path).as_posix())
