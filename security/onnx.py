@@ -61,7 +61,7 @@ def check_onnx(path: Path, sha256: str) -> bytes:
     """
     if not re.fullmatch(r"[0-9a-f]{64}", sha256):
         raise RefusedFile(f"{path.name} has no pinned SHA-256 (64 small hexadecimal digits), so it is not opened.")
-    data = _read(path)
+    data = read_onnx(path)
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
         raise RefusedFile(
@@ -97,8 +97,8 @@ def check_onnx_bytes(data: bytes, name: str) -> None:
                 todo.append((below, value, depth + 1))
 
 
-def _read(path: Path) -> bytes:
-    """The file's bytes, once it is known to be a regular file of a bearable size."""
+def read_onnx(path: Path) -> bytes:
+    """The file's bytes, once it is known to be a regular file of a bearable size. Raises RefusedFile for any other."""
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     except OSError as error:

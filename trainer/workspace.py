@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from security.roots import refuse_unsafe_workspace
 
 REPOSITORY_DIR = Path(__file__).resolve().parent.parent
+MODELS, TAGGERS = "models", "taggers"
+"""The shelves of what is fetched, checked and kept with a record: base models, and networks that describe pictures."""
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """Folders of a workspace. Make one with `Workspace.open`."""
+    """Folders of a workspace. Make one with `Workspace.open`. `shelf` is which of its libraries `models_dir` is."""
 
     path: Path
+    shelf: str = MODELS
 
     @classmethod
     def open(cls, path: Path | None = None) -> Workspace:
@@ -37,9 +40,18 @@ class Workspace:
             folder.mkdir(parents=True, exist_ok=True)
         return workspace
 
+    def on_shelf(self, shelf: str) -> Workspace:
+        """The same workspace with another of its libraries, made if needed. Raises ValueError for an unknown one."""
+        if shelf not in (MODELS, TAGGERS):
+            raise ValueError(f"{shelf!r} is no shelf of a workspace")
+        other = replace(self, shelf=shelf)
+        other.models_dir.mkdir(parents=True, exist_ok=True)
+        return other
+
     @property
     def models_dir(self) -> Path:
-        return self.path / "models"
+        """The library: base models, or on another shelf what lies there."""
+        return self.path / self.shelf
 
     @property
     def downloads_dir(self) -> Path:

@@ -7,6 +7,8 @@ import shlex
 from pathlib import Path
 
 from security.errors import FailedCommand, RefusedConfig, RefusedFile
+from security.onnx import check_onnx_bytes, read_onnx
+from security.policy import CODE_SUFFIXES, PICKLE_SUFFIXES
 from security.processes import run
 from security.weights import check_finite
 from trainer.models.detect import Detected, detect
@@ -26,6 +28,18 @@ def check_quarantined(path: Path) -> Detected:
             check_finite(part)
     scan_for_viruses(model_parts(path))
     return found
+
+
+def check_tagger_folder(folder: Path) -> None:
+    """Checks the folder of a tagger: data only, and every network in it sound. Raises RefusedFile that names the fault."""
+    parts = sorted(part for part in folder.rglob("*") if not part.is_dir())
+    for part in parts:
+        suffix = part.suffix.lower()
+        if part.is_symlink() or suffix in CODE_SUFFIXES or suffix in PICKLE_SUFFIXES:
+            raise RefusedFile(f"{part.name} in {folder.name} is a link, a program or can run code. No tagger needs it.")
+        if suffix == ".onnx":
+            check_onnx_bytes(read_onnx(part), part.name)
+    scan_for_viruses(parts)
 
 
 def scan_for_viruses(files: list[Path]) -> None:

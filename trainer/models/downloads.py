@@ -118,7 +118,7 @@ class Downloads:
                 f"The model name {chosen[:60]}… is too long: it has {num_bytes} bytes and {MAX_MODEL_NAME_BYTES} are allowed. "
                 "Choose a shorter one."
             )
-        self._refuse_taken(chosen)
+        self._refuse_taken(chosen, plan.shelf)
         for job in self._jobs():
             if job.outcome is not Outcome.DONE and (job.name, job.plan.files) == (chosen, plan.files):
                 self.resume(job.id)
@@ -132,13 +132,14 @@ class Downloads:
         self._enqueue(job.id)
         return job.id
 
-    def _refuse_taken(self, name: str) -> None:
-        if name == DEMO_NAME or library_path(self.workspace.models_dir, name) is not None:
+    def _refuse_taken(self, name: str, shelf: str) -> None:
+        if name == DEMO_NAME or library_path(self.workspace.on_shelf(shelf).models_dir, name) is not None:
             raise RefusedName(f"There is a model named {name} already. Choose another name, or remove it first.")
 
     def _is_in_library(self, job: Job) -> bool:
-        recorded = read_provenance(self.workspace, job.name)
-        is_there = library_path(self.workspace.models_dir, job.name) is not None  # the record is written before
+        workspace = self.workspace.on_shelf(job.plan.shelf)
+        recorded = read_provenance(workspace, job.name)
+        is_there = library_path(workspace.models_dir, job.name) is not None  # the record is written before
         return is_there and recorded is not None and recorded.source == source_text(job.plan)
 
     def _refuse_full_disk(self, plan: Plan) -> None:
@@ -176,7 +177,7 @@ class Downloads:
             if self._is_in_library(self._job(job_id)):  # the program ended between the last two steps
                 self._end(job_id, Outcome.DONE)
                 return
-            self._refuse_taken(download.name)
+            self._refuse_taken(download.name, self._job(job_id).plan.shelf)
             write_job(self._folder(job_id), replace(self._job(job_id), outcome=None, message=""))
             self._enqueue(job_id)
 
@@ -252,7 +253,7 @@ class Downloads:
         logger.info("fetching %s from %s as %s", job.plan.source, job.plan.service.value, job.name)
         try:
             fetch_model(
-                self.workspace,
+                self.workspace.on_shelf(job.plan.shelf),
                 self.network,
                 self._tokens.get(job.plan.service),
                 job,

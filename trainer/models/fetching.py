@@ -20,13 +20,13 @@ from security.roots import Root
 from security.secrets import Secret
 from security.sniff import SNIFF_BYTES
 from security.urls import SafeUrl
-from trainer.models.checks import check_quarantined
+from trainer.models.checks import check_quarantined, check_tagger_folder
 from trainer.models.detect import detect
-from trainer.models.files import WEIGHT_SUFFIX, file_hashes, library_path, model_parts, remember_hashes
+from trainer.models.files import WEIGHT_SUFFIX, file_hashes, library_path, remember_hashes
 from trainer.models.jobfiles import Job, Meter
 from trainer.models.plans import Plan, PlannedFile
-from trainer.models.provenance import FileRecord, Provenance, forget_provenance, write_provenance
-from trainer.workspace import Workspace
+from trainer.models.provenance import FileRecord, Provenance, forget_provenance, recorded_parts, write_provenance
+from trainer.workspace import TAGGERS, Workspace
 
 PARTS_FOLDER, MODEL_FOLDER = "parts", "model"
 _LIBRARY_LOCK = ".library.lock"
@@ -60,7 +60,10 @@ def fetch_model(
     try:
         meter.checks("Checking")
         model = _put_together(job, folder / MODEL_FOLDER, fetched, meter)
-        check_quarantined(model)
+        if workspace.shelf == TAGGERS:
+            check_tagger_folder(model)
+        else:
+            check_quarantined(model)
         _promote(workspace, job, model, fetched)
     except (RefusedFile, FailedDownload):
         _clear(folder)  # refused for what is in it: nothing may pick it up by accident
@@ -91,7 +94,7 @@ def _fetch_one(
         meter.tell(have, total)
         look.at(have, total)
 
-    small = MAX_VOCABULARY_BYTES if file.path.endswith((".json", ".txt")) else None
+    small = MAX_VOCABULARY_BYTES if file.path.endswith((".json", ".txt", ".csv")) else None
     wanted = Wanted(file.path, file.size, file.sha256 or None, file.git_sha1 or None)
     if small is not None:
         limit = MAX_MODEL_JSON_BYTES if file.path.endswith("config.json") else small
@@ -230,7 +233,9 @@ def _move_in(workspace: Workspace, name: str, model: Path, came: dict[str, Fetch
 def _refuse_changed(workspace: Workspace, model: Path, fetched: dict[str, Fetched]) -> None:
     """What was checked is what goes in: nothing may have written to the files since they came."""
     now = file_hashes([model / path for path in fetched], workspace.models_cache_dir, reread=True)
-    if now != {model / path: one.sha256 for path, one in fetched.items()} or set(now) != set(model_parts(model)):
+    if now != {model / path: one.sha256 for path, one in fetched.items()} or set(now) != set(
+        recorded_parts(workspace, model)
+    ):
         raise RefusedFile(f"{model.name} changed in quarantine after it had come. It is deleted. Fetch it again.")
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -54,6 +55,24 @@ class RepoFile:
 
 def plan_download(network: Network, token: Secret | None, source: HuggingFaceSource) -> Plan:
     """What fetching `source` will bring. Raises NeedsLogin, FailedDownload, or RefusedModel when nothing can be taken."""
+    return _plan(network, token, source, lambda files, info: _chosen(source, files, _pipeline_of(info)))
+
+
+def plan_files(network: Network, token: Secret | None, source: HuggingFaceSource, patterns: Sequence[str]) -> Plan:
+    """What fetching a repository's files that match `patterns` (with * and ?) will bring, as one folder.
+
+    Raises as `plan_download`, and RefusedModel when a pattern has no file.
+    """
+    return _plan(network, token, source, lambda files, info: _matching(source.repo, files, patterns))
+
+
+def _plan(
+    network: Network,
+    token: Secret | None,
+    source: HuggingFaceSource,
+    choose: Callable[[Mapping[str, RepoFile], Mapping[str, Any]], Plan],
+) -> Plan:
+    """Asks the hub, and fills in what does not depend on the choice of files."""
     page = str(network.url(Service.HUGGING_FACE, f"/{source.repo}"))
     info = _model_info(network, token, source)
     commit = str(info.get("sha", ""))
@@ -61,7 +80,7 @@ def plan_download(network: Network, token: Secret | None, source: HuggingFaceSou
         raise FailedDownload(f"Hugging Face gave no commit for {source.repo}. Try again later.")
     files = {file.path: file for file in _files(info)}
     _refuse_gated(info, token, source.repo, page)
-    plan = _chosen(source, files, _pipeline_of(info))
+    plan = choose(files, info)
     licence, licence_link = _licence(info, files, page, commit)
     return Plan(
         service=Service.HUGGING_FACE,
@@ -295,6 +314,25 @@ def _folder(repo: str, files: Mapping[str, RepoFile], chosen: dict[str, RepoFile
         facts=tuple(facts),
         warnings=tuple(_scan_warnings(list(chosen.values()))),
         confirm=tuple(_confirmations(list(chosen.values()))),
+    )
+
+
+def _matching(repo: str, files: Mapping[str, RepoFile], patterns: Sequence[str]) -> Plan:
+    """The plan of the files that match a pattern."""
+    for pattern in patterns:
+        if not any(fnmatchcase(path, pattern) for path in files):
+            raise RefusedModel(f"{repo} has no file {pattern} (any more), which is needed. It is not fetched.")
+    chosen = [file for path, file in files.items() if any(fnmatchcase(path, pattern) for pattern in patterns)]
+    if unsafe := [file.path for file in chosen if file.scan == UNSAFE]:
+        raise RefusedModel(_unsafe(repo, unsafe))
+    planned = (PlannedFile(file.path, file.path, file.size, file.sha256, file.git_sha1, file.scan) for file in chosen)
+    return _partial(
+        title=repo.partition("/")[2],
+        name=model_name(repo.partition("/")[2], "model"),
+        layout="folder",
+        files=tuple(planned),
+        warnings=tuple(_scan_warnings(chosen)),
+        confirm=tuple(_confirmations(chosen)),
     )
 
 

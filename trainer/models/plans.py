@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from security.errors import SafelightError
 from security.policy import Service
+from trainer.workspace import MODELS, TAGGERS
 
 SAFE, PENDING, UNSAFE, UNKNOWN = "safe", "not scanned yet", "unsafe", "unknown"
 """What the hub's own virus and pickle scanners say of a file."""
@@ -43,7 +44,8 @@ class Plan:
     """What a download will bring, found out before the first byte of it.
 
     `files` is empty while one of `choices` has to be picked. `confirm` holds what the user has to agree to first,
-    `needs_convert` says that the file is a checkpoint that can run code and is only taken through the converter.
+    `needs_convert` says that the file is a checkpoint that can run code and is only taken through the converter;
+    `shelf` in which library of the workspace it goes.
     """
 
     service: Service
@@ -66,6 +68,7 @@ class Plan:
     choices: tuple[Choice, ...] = ()
     needs_convert: bool = False
     verdicts: Mapping[str, str] = field(default_factory=dict)
+    shelf: str = MODELS
 
     @property
     def num_bytes(self) -> int:
@@ -90,4 +93,6 @@ def plan_from(values: Mapping[str, Any]) -> Plan:
     fields["choices"] = tuple(Choice(**choice) for choice in fields["choices"])
     for name in ("facts", "warnings", "confirm"):
         fields[name] = tuple(fields[name])
+    if fields.setdefault("shelf", MODELS) not in (MODELS, TAGGERS):
+        raise ValueError("not a shelf of a workspace")
     return Plan(**fields)

@@ -21,7 +21,7 @@ from security.errors import RefusedConfig, SafelightError
 from security.policy import MAX_MODEL_JSON_BYTES
 from security.roots import Root
 from trainer.models.files import SIDECAR_SUFFIX, file_hashes, known_hashes, library_path, model_parts
-from trainer.workspace import Workspace
+from trainer.workspace import TAGGERS, Workspace
 
 PROVENANCE_SUFFIX = ".provenance.json"
 _FORMAT = 1
@@ -176,7 +176,14 @@ def _files(workspace: Workspace, name: str) -> list[Path]:
     path = library_path(workspace.models_dir, name)
     if path is None:
         raise SafelightError(f"There is no model {name!r} in the library.")
-    return model_parts(workspace.models_dir / path.relative_to(workspace.models_dir).parts[0])
+    return recorded_parts(workspace, workspace.models_dir / path.relative_to(workspace.models_dir).parts[0])
+
+
+def recorded_parts(workspace: Workspace, path: Path) -> list[Path]:
+    """The files of a model that its record names: of a tagger every file, of a base model those that training reads."""
+    if workspace.shelf == TAGGERS and path.is_dir():
+        return sorted(part for part in path.rglob("*") if part.is_file())
+    return model_parts(path)
 
 
 def _relative(workspace: Workspace, file: Path) -> str:
