@@ -122,6 +122,64 @@ class Root:
             else:
                 os.unlink(target.name, dir_fd=folder)
 
+    # ---- files that a journal of the caller's makes last: no wait for the disk, and names that stood here before ----
+
+    def known_child(self, relative: str) -> Path:
+        """As `child`, for a name that stands or stood here: it may be one that other systems do not allow.
+
+        Raises RefusedPath for "..", absolute paths and links on the way.
+        """
+        path = self.path
+        for name in relative.split("/"):
+            if name in ("", ".", "..") or any(sign in name for sign in "/\\\0"):
+                raise RefusedPath(f"{relative[:200]!r} leads out of its folder, so it is not used.")
+            path = path / (_checked_name(path, name) if os.name == "nt" else name)
+            if _is_link(path):
+                raise RefusedPath(f"{path} is a link. Put the file or folder itself there.")
+        return path
+
+    def write_known(self, relative: str, data: bytes, *, durable: bool) -> None:
+        """As write_bytes_atomic for a `known_child`. Not `durable`: a power cut may lose it, for a journal to write again."""
+        target = self.known_child(relative)
+        with self._folder_of(target, make=True) as folder:
+            _replace(target, folder, data, durable=durable)
+
+    def remove_file(self, relative: str) -> None:
+        """Deletes a file below this folder, and the folders above it that are empty then."""
+        target = self.known_child(relative)
+        with self._folder_of(target, make=False) as folder:
+            os.unlink(target if folder is None else target.name, dir_fd=folder)
+        self._remove_empty(target.parent)
+
+    def move_in(self, relative: str, source: Root, source_relative: str) -> None:
+        """Moves a regular file of another folder to here, replacing what is there; copies it over if on another disk.
+
+        Folders of `source` that are empty then are removed. Raises RefusedPath for links and what is not a file.
+        """
+        here, there = self.known_child(relative), source.known_child(source_relative)
+        with self._folder_of(here, make=True) as target_folder, source._folder_of(there, make=False) as source_folder:
+            begin, end = (there, here) if source_folder is None else (Path(there.name), Path(here.name))
+            found = os.stat(begin, dir_fd=source_folder, follow_symlinks=False)
+            if not stat.S_ISREG(found.st_mode):
+                raise RefusedPath(f"{there} is not a regular file.")
+            try:
+                os.replace(begin, end, src_dir_fd=source_folder, dst_dir_fd=target_folder)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                _copy_over(source.open_read(source_relative), here, target_folder, found)
+                os.unlink(begin, dir_fd=source_folder)
+        source._remove_empty(there.parent)
+
+    def _remove_empty(self, folder: Path) -> None:
+        """Removes a folder below this one and those above it, as long as they are empty."""
+        while folder != self.path:
+            try:
+                folder.rmdir()
+            except OSError:
+                return
+            folder = folder.parent
+
     def _checked(self, path: Path) -> Path:
         """A path that is below this folder, as it was given or with links resolved, after the checks of `child`."""
         absolute = path.absolute()
@@ -193,7 +251,25 @@ def _create(path: Path, folder: int | None) -> int:
     return os.open(path.name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
 
 
-def _replace(target: Path, folder: int | None, data: bytes) -> None:
+def _copy_over(file: BinaryIO, target: Path, folder: int | None, found: os.stat_result) -> None:
+    """Writes the content of an open file to `target` as a whole, with the time that it was changed."""
+    temporary = target.with_name(f".partial-{secrets.token_hex(8)}")
+    descriptor = _create(temporary, folder)
+    source, destination = (temporary, target) if folder is None else (Path(temporary.name), Path(target.name))
+    try:
+        with file, os.fdopen(descriptor, "wb") as copy:
+            shutil.copyfileobj(file, copy, 1024 * 1024)
+            copy.flush()
+            os.fsync(copy.fileno())  # the original goes next
+        os.utime(source, ns=(found.st_atime_ns, found.st_mtime_ns), dir_fd=folder)
+        os.replace(source, destination, src_dir_fd=folder, dst_dir_fd=folder)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(source, dir_fd=folder)
+        raise
+
+
+def _replace(target: Path, folder: int | None, data: bytes, *, durable: bool = True) -> None:
     """Writes a new file beside `target`, whose folder is open as `folder`, and puts it in its place."""
     temporary = target.with_name(f".partial-{secrets.token_hex(8)}")
     descriptor = _create(temporary, folder)
@@ -202,13 +278,16 @@ def _replace(target: Path, folder: int | None, data: bytes) -> None:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(source, destination, src_dir_fd=folder, dst_dir_fd=folder)
     except BaseException:
         with suppress(FileNotFoundError):
             os.unlink(source, dir_fd=folder)
         raise
-    if folder is not None:  # makes the rename last over a power cut; Windows has no such call and does not need it
+    if (
+        durable and folder is not None
+    ):  # makes the rename last over a power cut; Windows has no such call and does not need it
         os.fsync(folder)
 
 

@@ -29,7 +29,8 @@ USES_TORCH = ("security/convert_child.py",)
 LIGHT_MODULES = (
     *("launch", "ui.*", "security.*", "trainer.config.*", "trainer.events", "trainer.jobs", "trainer.runs"),
     *("trainer.workspace", "trainer.logs", "trainer.demo", "trainer.families", "trainer.models.library"),
-    *("trainer.dataset.scan", "trainer.dataset.captions", "trainer.dataset.buckets"),
+    *("trainer.dataset.scan", "trainer.dataset.captions", "trainer.dataset.buckets", "trainer.dataset.plan"),
+    *("trainer.dataset.studio", "trainer.dataset.history*", "trainer.dataset.settings", "trainer.tasks"),
     *("trainer.dataset.facts", "trainer.dataset.thumbnails", "trainer.dataset.importing"),
 )
 """Modules that draw the page or list things: importing them must not import torch."""
@@ -68,8 +69,8 @@ BANNED_CALLS: dict[str, tuple[str, ...]] = {
     "print": ("ui/cli*.py", "ui/server.py", "trainer/demo/build*.py"),  # they talk to the person at the terminal
 }
 BANNED_KEYWORDS: dict[str, object] = {"shell": True, "verify": False, "weights_only": False, "trust_remote_code": True}
-BROAD_EXCEPTS = {("trainer/jobs.py", "_run"), ("ui/messages.py", "known_errors")}
-"""The job thread's last line and the page's boundary; both report what they caught."""
+BROAD_EXCEPTS = {("trainer/jobs.py", "_run"), ("trainer/tasks.py", "_run"), ("ui/messages.py", "known_errors")}
+"""The last lines of the threads of jobs and tasks and the page's boundary; all report what they caught."""
 BROAD_EXCEPTS_OF_SCRIPTS = {("trainer/demo/build_data.py", "render_all")}
 """Not run by the product: the SVG renderer's panic is a BaseException without a name of its own."""
 HOSTS: dict[str, tuple[str, ...]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -38,11 +39,12 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Ends with exit code 2."""
         word = message.partition("invalid choice: '")[2].partition("'")[0]
-        near = difflib.get_close_matches(word, COMMANDS, n=1) if word else []
+        choices = re.findall(r"[\w-]+", message.partition("choose from")[2]) or list(COMMANDS)
+        near = difflib.get_close_matches(word, choices, n=1) if word else []
         if near:
             message = f"{word} is not a command. Did you mean {near[0]}?"
         elif word:
-            message = f"{word} is not a command. There are: {', '.join(COMMANDS)}"
+            message = f"{word} is not a command. There are: {', '.join(choices)}"
         sys.stderr.write(f"safelight: {message} (`{self.prog} --help` tells more)\n")
         sys.exit(USER_FAULT)
 
@@ -222,6 +224,13 @@ def _sign_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--passphrase-file", type=Path, metavar="FILE", help="file with the passphrase of the key")
 
 
+def _dataset_arguments(parser: argparse.ArgumentParser) -> None:
+    from ui.cli_dataset import dataset_arguments
+
+    _add_workspace(parser)
+    dataset_arguments(parser, _add_workspace)
+
+
 def _sbom_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="write it there instead of printing it")
 
@@ -377,6 +386,12 @@ def show_sbom(options: argparse.Namespace) -> int:
     return sbom(options.out)
 
 
+def run_dataset(options: argparse.Namespace) -> int:
+    """Lists, fills, tags, checks, exports datasets, and takes changes back: what the Dataset tab does."""
+    command: Callable[[argparse.Namespace], int] = options.run_dataset
+    return command(options)
+
+
 def run_tests(arguments: Sequence[str]) -> int:
     """Runs the test suite with pytest, which takes all further arguments."""
     import pytest
@@ -392,6 +407,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[..
     "runs": (_list_arguments, show_runs),
     "models": (_models_arguments, show_models),
     "fetch": (_fetch_arguments, run_fetch),
+    "dataset": (_dataset_arguments, run_dataset),
     "convert": (_convert_arguments, run_convert),
     "tokens": (_tokens_arguments, show_tokens),
     "verify": (_verify_arguments, run_verify),

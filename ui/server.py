@@ -143,6 +143,7 @@ def _entrance(options: ServeOptions, port: int, credentials: Credentials) -> Ent
 
 def _services(options: ServeOptions, workspace: Workspace, jobs: Jobs, entrance: Entrance | None) -> Services:
     from security.tokens import TokenStore
+    from trainer.dataset.studio import Studio
     from trainer.models.downloads import Downloads
     from ui.machine import Machine
     from ui.services import IMPORT_FOLDER, Access, Library, Services
@@ -153,7 +154,7 @@ def _services(options: ServeOptions, workspace: Workspace, jobs: Jobs, entrance:
     machine, library = Machine(workspace.path), Library(workspace)
     tokens, network = TokenStore(), options.endpoints.network()
     downloads = Downloads(workspace, network, tokens, fault=options.endpoints.fault(os.environ))
-    return Services(workspace, jobs, machine, access, library, tokens, network, downloads)
+    return Services(workspace, jobs, machine, access, library, tokens, network, downloads, Studio(workspace))
 
 
 def _launch(options: ServeOptions, port: int, services: Services) -> Blocks:
@@ -250,6 +251,7 @@ def _close(page: Blocks, services: Services) -> int:
     if jobs.active_run_id is not None:
         print("Stopping: the run finishes its step and is saved.", flush=True)
     services.downloads.shutdown(timeout_seconds=0)  # what has come is kept, and goes on with Continue
+    services.studio.tasks.shutdown(timeout_seconds=1)  # what they have done is kept and can be undone
     in_time = jobs.shutdown(timeout_seconds=SHUTDOWN_SECONDS)
     page.close(verbose=False)
     if not in_time:

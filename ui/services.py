@@ -12,6 +12,7 @@ from security.net import Network
 from security.tokens import TokenStore
 from trainer.config.schema import TrainConfig
 from trainer.dataset.scan import list_datasets
+from trainer.dataset.studio import Studio
 from trainer.jobs import Jobs
 from trainer.models.downloads import Downloads
 from trainer.models.library import ModelInfo, list_models
@@ -69,6 +70,7 @@ class Services:
     tokens: TokenStore
     network: Network
     downloads: Downloads
+    studio: Studio
 
     def import_roots(self) -> list[Path] | None:
         """Where typed paths may lead: anywhere for the person at this machine, `import` in the workspace for all others."""

@@ -9,6 +9,7 @@ import pytest
 
 from security.net import Network
 from security.tokens import TokenStore
+from trainer.dataset.studio import Studio
 from trainer.jobs import Jobs
 from trainer.models.downloads import Downloads
 from trainer.workspace import Workspace
@@ -23,7 +24,9 @@ def make_services(folder: Path, access: Access | None = None) -> Services:
     tokens = TokenStore(environment={"HF_HOME": str(folder)}, env_file=folder / ".env", find_keyring=lambda: None)
     network = Network()
     downloads = Downloads(workspace, network, tokens)
-    return Services(workspace, Jobs(workspace), machine, access or Access(), library, tokens, network, downloads)
+    return Services(
+        workspace, Jobs(workspace), machine, access or Access(), library, tokens, network, downloads, Studio(workspace)
+    )
 
 
 @pytest.fixture

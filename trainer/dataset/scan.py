@@ -121,7 +121,9 @@ def find_dataset(workspace: Workspace, folder: str) -> Path:
 def list_datasets(workspace: Workspace) -> list[DatasetInfo]:
     """The embedded datasets and those of the workspace, by name."""
     own = {
-        path.name: path for path in sorted(workspace.datasets_dir.iterdir()) if path.is_dir() and not path.is_symlink()
+        path.name: path
+        for path in sorted(workspace.datasets_dir.iterdir())
+        if path.is_dir() and not path.is_symlink() and not path.name.startswith(".")
     }
     infos = []
     for name, path in [*DEMO_DATASETS.items(), *own.items()]:

@@ -1,0 +1,146 @@
+"""`dataset`: what the Dataset tab does, on the command line. A subcommand is a row of SUBCOMMANDS and a function."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import sys
+from collections.abc import Callable
+
+from trainer.dataset.history import Edit
+from trainer.dataset.studio import Studio
+from trainer.tasks import TaskState
+from trainer.workspace import Workspace
+from ui.cli_lists import print_table
+from ui.views import duration
+
+AddArguments = Callable[[argparse.ArgumentParser], None]
+Run = Callable[[argparse.Namespace], int]
+FAILED = 1
+
+
+def open_studio(options: argparse.Namespace) -> Studio:
+    """The datasets of the workspace that the command line names, else of the usual one."""
+    return Studio(Workspace.open(options.workspace))
+
+
+def _name_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="the dataset, as `dataset list` calls it")
+
+
+def _history_arguments(parser: argparse.ArgumentParser) -> None:
+    _name_argument(parser)
+    parser.add_argument("--limit", type=int, default=20, metavar="N", help="the newest N steps (default: 20)")
+
+
+def _undo_arguments(parser: argparse.ArgumentParser) -> None:
+    _name_argument(parser)
+    parser.add_argument("--steps", type=int, default=1, metavar="N", help="so many steps (default: 1)")
+
+
+def list_all(options: argparse.Namespace) -> int:
+    """Lists the datasets of the workspace with their pictures and captions."""
+    infos = open_studio(options).datasets()
+    if options.json:
+        fields = ("name", "num_pictures", "num_captions", "builtin")
+        print(json.dumps([{**{key: getattr(info, key) for key in fields}, "path": str(info.path)} for info in infos]))
+        return 0
+    rows = [("DATASET", "PICTURES", "CAPTIONS", "")]
+    rows += [
+        (info.name, str(info.num_pictures), str(info.num_captions), "embedded" if info.builtin else "")
+        for info in infos
+    ]
+    print_table(rows)
+    return 0
+
+
+def show_history(options: argparse.Namespace) -> int:
+    """Lists what was changed in a dataset, newest first."""
+    edits = open_studio(options).open(options.name).history.edits(max(1, options.limit), with_files=options.json)
+    if options.json:
+        print(json.dumps([vars(edit) for edit in edits]))
+        return 0
+    if not edits:
+        print("Nothing was changed yet.")
+        return 0
+    rows = [("WHEN", "FILES", "", "WHAT")]
+    for edit in edits:
+        when = datetime.datetime.fromtimestamp(edit.time).strftime("%Y-%m-%d %H:%M:%S")
+        rows.append((when, str(edit.num_files), "undone" if edit.undone else "", edit.label))
+    print_table(rows)
+    return 0
+
+
+def undo(options: argparse.Namespace) -> int:
+    """Takes back the last change of a dataset, or several."""
+    history = open_studio(options).open(options.name).history
+    return _turn(options, history.undo, history.settle, "Undone")
+
+
+def redo(options: argparse.Namespace) -> int:
+    """Does again what was undone last in a dataset."""
+    history = open_studio(options).open(options.name).history
+    return _turn(options, history.redo, history.settle, "Done again")
+
+
+def _turn(options: argparse.Namespace, step: Callable[[], Edit], settle: Callable[[], None], word: str) -> int:
+    try:
+        for _ in range(max(1, options.steps)):
+            edit = step()
+            if options.json:
+                print(json.dumps(vars(edit)))
+                continue
+            print(f"{word}: {edit.label} ({edit.num_files} file{'' if edit.num_files == 1 else 's'})")
+            for name in edit.left:
+                print(f"  left as it is, because something else changed it since: {name}")
+    finally:
+        settle()
+    return 0
+
+
+def follow(studio: Studio, task_id: str, *, as_json: bool) -> int:
+    """Shows how far a task is until it ends, then its report. Ctrl+C cancels it. Returns the exit code."""
+    shown = ""
+    while (view := studio.tasks.get(task_id)).state.is_active:
+        left = f" · {duration(view.eta_seconds)} left" if view.eta_seconds is not None else ""
+        line = f"{view.title}: {view.done} of {view.total}{left}" if view.total else view.title
+        if line != shown and not as_json and sys.stderr.isatty():
+            sys.stderr.write(f"\r\x1b[K{line}")
+            sys.stderr.flush()
+            shown = line
+        try:
+            studio.tasks.wait(0.2)
+        except KeyboardInterrupt:
+            studio.tasks.cancel(task_id)
+            studio.tasks.wait()
+    if shown:
+        sys.stderr.write("\r\x1b[K")
+    if as_json:
+        told = {"state": view.state.value, "message": view.message, "skipped": [list(entry) for entry in view.skipped]}
+        print(json.dumps(told))
+    else:
+        print(view.message)
+        for name, reason in view.skipped:
+            print(f"  left out: {name}: {reason}")
+    return 0 if view.state is TaskState.DONE else FAILED
+
+
+SUBCOMMANDS: dict[str, tuple[AddArguments, Run]] = {
+    "list": (lambda parser: None, list_all),
+    "history": (_history_arguments, show_history),
+    "undo": (_undo_arguments, undo),
+    "redo": (_undo_arguments, redo),
+}
+
+
+def dataset_arguments(parser: argparse.ArgumentParser, add_workspace: AddArguments) -> None:
+    """Adds the subcommands. Each gets --workspace and --json."""
+    commands = parser.add_subparsers(title="subcommands", metavar="SUB", required=True, parser_class=type(parser))
+    for name, (add_arguments, run) in SUBCOMMANDS.items():
+        help_text = (run.__doc__ or "").splitlines()[0]
+        command = commands.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)
+        command.set_defaults(run_dataset=run)
+        add_workspace(command)
+        command.add_argument("--json", action="store_true", help="print JSON")
+        add_arguments(command)
