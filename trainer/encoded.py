@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from security.errors import SafelightError
 from trainer.config.schema import SampleConfig, TrainConfig
 from trainer.dataset.batches import PlacedPicture
-from trainer.dataset.cache import TensorCache, cached, latents_key, load_pixels, text_key
+from trainer.dataset.cache import TensorCache, cached, latents_key, load_mask, load_pixels, mask_key, text_key
 from trainer.families.base import Components, Conditioning, ModelFamily
+from trainer.losses import mask_weights
 from trainer.sampling import SamplePrompts, evaluation
 
 Report = Callable[[int, int], None]
@@ -39,6 +41,44 @@ def encode_pictures(
             latents[index, flip] = cached(cache, latents_key(one, fingerprint, flip=flip), pixels)["latents"]
         report(index + 1, len(placed))
     return latents
+
+
+def encode_masks(
+    placed: Sequence[PlacedPicture],
+    latents: Mapping[tuple[int, bool], Tensor],
+    *,
+    unmasked_weight: float,
+    cache: TensorCache | None,
+) -> dict[tuple[int, bool], Tensor]:
+    """Weights (1, 1, h, w) fp32 on the CPU by (index, flipped), for pictures that have a mask.
+
+    Raises SafelightError for a mask that leaves nothing to learn.
+    """
+    weights = {}
+    for (index, flip), latent in latents.items():
+        one = placed[index]
+        if one.picture.mask is None:
+            continue
+        size = (latent.shape[-2], latent.shape[-1])
+        mask = cached(cache, mask_key(one, size, flip=flip), _MaskOf(one, size, flip))["mask"]
+        weights[index, flip] = mask_weights(mask, unmasked_weight)
+        if not weights[index, flip].any():
+            raise SafelightError(
+                f"The mask of {one.picture.name} is black in all of the part that is trained, so nothing of it would be "
+                "learned. Paint what to learn in white, remove the mask, or raise loss.unmasked_weight."
+            )
+    return weights
+
+
+@dataclass(frozen=True)
+class _MaskOf:
+    placed: PlacedPicture
+    size: tuple[int, int]
+    flip: bool
+
+    def __call__(self) -> dict[str, Tensor]:
+        assert self.placed.picture.mask is not None, "only pictures with a mask are asked"
+        return {"mask": load_mask(self.placed.picture.mask, self.placed.placement, self.size, flip=self.flip)}
 
 
 @dataclass(frozen=True)

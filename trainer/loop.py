@@ -11,8 +11,8 @@ from security.integrity import sha256_of
 from trainer import events
 from trainer.checkpoints import save_checkpoint
 from trainer.config.schema import KeyFormat, TrainConfig
+from trainer.dataset.batches import PlacedPicture
 from trainer.dataset.captions import split_tags
-from trainer.dataset.scan import num_samples
 from trainer.device import device_label, dtype_label
 from trainer.export import save_lora, verify_export
 from trainer.inputs import Inputs
@@ -156,21 +156,35 @@ def save(run: Run, emit: Emit, *, stem: str) -> None:
 
 def export_facts(run: Run) -> ExportFacts:
     """What the LoRA file should say of this run, besides its settings."""
-    files, pictures = run.components.model_files, [one.picture for one in run.pictures.placed]
-    tags = Counter(tag for picture in pictures for tag in split_tags(picture.caption) for _ in range(picture.repeats))
+    files, placed = run.components.model_files, run.pictures.placed
+    learned = [one for one in placed if not one.is_prior]
     return ExportFacts(
         family=run.family.name,
         base_name=files.name,
         base_fingerprint=files.fingerprint,
         prediction_type=run.noise_schedule.prediction_type,
         zero_terminal_snr=run.noise_schedule.zero_terminal_snr,
-        num_train_images=num_samples(pictures),
+        num_train_images=round(sum(one.looks for one in learned)),
+        num_reg_images=round(sum(one.looks for one in placed if one.is_prior)),
         step=run.step,
         started_at=run.started_at,
         finished_at=time.time(),
         mixed_precision=dtype_label(run.dtype).replace("fp32", "no"),
-        tag_frequency=dict(tags) if run.config.save.save_captions else None,
+        tag_frequency=_tag_frequency(run, learned) if run.config.save.save_captions else None,
+        trigger_words=tuple(dict.fromkeys(source.trigger_word for source in run.sources if source.trigger_word)),
+        masked=bool(run.pictures.masks),
+        dataset_sha256=run.dataset_sha256,
     )
+
+
+def _tag_frequency(run: Run, learned: list[PlacedPicture]) -> dict[str, Counter[str]]:
+    """How often each tag occurs per epoch of a dataset, by the dataset's name."""
+    counted: dict[str, Counter[str]] = {}
+    for one in learned:
+        tags = counted.setdefault(run.sources[one.source].name, Counter())
+        for tag in split_tags(one.picture.caption):
+            tags[tag] += one.picture.repeats
+    return counted
 
 
 def save_state(run: Run, emit: Emit) -> None:

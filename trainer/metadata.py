@@ -28,8 +28,10 @@ IMPLEMENTATIONS = {
 class ExportFacts:
     """What only the run knows. `base_name` is the model's name without its path; times in seconds since the epoch.
 
-    `base_fingerprint` is the base's content hash. `tag_frequency` counts captions' tags; None leaves them out.
-    `mixed_precision`: the base's format as kohya calls it, "no", "fp16" or "bf16".
+    `base_fingerprint` is the base's content hash. `tag_frequency` counts captions' tags by dataset; None leaves them out.
+    `mixed_precision`: the base's format as kohya calls it, "no", "fp16" or "bf16". `num_train_images` and
+    `num_reg_images` are samples of an epoch; `masked`: whether any picture had a mask; `dataset_sha256`: the hash of
+    the run's dataset.json.
     """
 
     family: str
@@ -42,7 +44,11 @@ class ExportFacts:
     started_at: float
     finished_at: float
     mixed_precision: str = "no"
-    tag_frequency: Mapping[str, int] | None = None
+    tag_frequency: Mapping[str, Mapping[str, int]] | None = None
+    num_reg_images: int = 0
+    trigger_words: tuple[str, ...] = ()
+    masked: bool = False
+    dataset_sha256: str = ""
 
 
 def build_metadata(config: TrainConfig, facts: ExportFacts) -> dict[str, str]:
@@ -78,6 +84,10 @@ def _kohya_entries(config: TrainConfig, facts: ExportFacts) -> dict[str, str]:
         "ss_max_train_steps": training.max_train_steps,
         "ss_steps": facts.step,
         "ss_num_train_images": facts.num_train_images,
+        "ss_num_reg_images": facts.num_reg_images,
+        "ss_prior_loss_weight": config.loss.prior_loss_weight if facts.num_reg_images else None,
+        "ss_masked_loss": facts.masked,
+        "safelight_dataset_sha256": facts.dataset_sha256 or None,
         "ss_batch_size_per_device": training.batch_size,
         "ss_gradient_accumulation_steps": training.gradient_accumulation_steps,
         "ss_gradient_checkpointing": training.gradient_checkpointing,
@@ -101,13 +111,9 @@ def _kohya_entries(config: TrainConfig, facts: ExportFacts) -> dict[str, str]:
     }
     entries = {key: str(value) for key, value in values.items()}
     if config.save.save_captions and facts.tag_frequency is not None:
-        entries["ss_tag_frequency"] = json.dumps({dataset_name(config): dict(facts.tag_frequency)}, ensure_ascii=False)
+        counted = {name: dict(tags) for name, tags in facts.tag_frequency.items()}
+        entries["ss_tag_frequency"] = json.dumps(counted, ensure_ascii=False)
     return entries
-
-
-def dataset_name(config: TrainConfig) -> str:
-    """The dataset's name without the folders that it lies in: those are nobody's business."""
-    return config.dataset.folder.replace("\\", "/").rstrip("/").rpartition("/")[2]
 
 
 def _modelspec_entries(config: TrainConfig, facts: ExportFacts) -> dict[str, str]:
@@ -122,6 +128,7 @@ def _modelspec_entries(config: TrainConfig, facts: ExportFacts) -> dict[str, str
     }
     if family_row(facts.family).has_clip_skip:
         entries["modelspec.encoder_layer"] = str(config.model.clip_skip)
-    if config.dataset.trigger_word:
-        entries["modelspec.trigger_phrase"] = config.dataset.trigger_word
+    triggers = facts.trigger_words or (config.dataset.trigger_word,)
+    if any(triggers):
+        entries["modelspec.trigger_phrase"] = ", ".join(triggers)
     return entries

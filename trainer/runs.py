@@ -101,6 +101,7 @@ class RunFolder:
         self.path = path
         self.config_path = path / "config.toml"
         self.events_path = path / "events.jsonl"
+        self.manifest_path = path / "dataset.json"
         self.samples_dir = path / "samples"
         self.checkpoints_dir = path / "checkpoints"
 

@@ -5,24 +5,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from security.errors import SafelightError
+from security.roots import Root
 from trainer import events
 from trainer.adapters import add_lora
 from trainer.checkpoints import newest_good_checkpoint
 from trainer.config.schema import TrainConfig
 from trainer.dataset.batches import BatchPlan, PlacedPicture
-from trainer.dataset.buckets import bucket_sizes, place
 from trainer.dataset.cache import TensorCache
 from trainer.dataset.captions import changes_every_step
+from trainer.dataset.manifest import changes_since, manifest_hash, manifest_text
+from trainer.dataset.placing import place_alone, place_pictures
 from trainer.dataset.scan import Picture, scan_folder
+from trainer.dataset.sources import Source
 from trainer.device import choose_device, choose_dtype
-from trainer.encoded import Prompts, encode_pictures
+from trainer.encoded import Prompts, encode_masks, encode_pictures
 from trainer.events import Event
 from trainer.families import get_family
 from trainer.families.base import Components, ModelFamily, NoiseSchedule
@@ -43,10 +45,12 @@ class StoppedEarly(Exception):
 
 @dataclass
 class PictureSet:
-    """Pictures with their buckets and latents (1, C, h, w) fp32 on the CPU, by (index, flipped)."""
+    """Pictures with their buckets; by (index, flipped) latents (1, C, h, w) and, of masked pictures, weights
+    (1, 1, h, w), both fp32 on the CPU."""
 
     placed: list[PlacedPicture]
-    latents: dict[tuple[int, bool], Tensor]
+    latents: dict[tuple[int, bool], Tensor] = field(default_factory=dict)
+    masks: dict[tuple[int, bool], Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -60,8 +64,10 @@ class Run:
     noise_schedule: NoiseSchedule
     device: torch.device
     dtype: torch.dtype
+    sources: tuple[Source, ...]
     pictures: PictureSet
     held_out: PictureSet
+    dataset_sha256: str
     plan: BatchPlan
     prompts: Prompts
     adapted: dict[str, nn.Module]
@@ -99,9 +105,9 @@ def prepare(
     """Everything before the first step. Raises SafelightError for what the user can mend, StoppedEarly on stop."""
     preparation = Preparation(emit, control)
     preparation.phase("Reading pictures")
-    scanned = _scan(config, inputs.dataset, emit)
+    scanned = [(source, _scan(config, source, emit)) for source in inputs.sources]
     held_out = [] if inputs.held_out is None else _scan(config, inputs.held_out, emit)
-    _refuse_leaks(scanned, held_out)
+    _refuse_leaks([picture for _, pictures in scanned for picture in pictures], held_out)
 
     preparation.phase("Loading the base model")
     device = choose_device(config.training.device)
@@ -112,7 +118,11 @@ def prepare(
 
     step = family.bucket_step(components)
     _refuse_odd_sample_size(config, step)
-    sets = [_place(pictures, config, step) for pictures in (scanned, held_out)]
+    sets = [
+        PictureSet(place_pictures(scanned, config.dataset, step)),
+        PictureSet(place_alone(held_out, config.dataset, step)),
+    ]
+    manifest = _write_manifest(folder, inputs, sets, emit)
     prompts = _encode(config, family, components, sets, workspace, preparation)
     _warn_about_captions(config, family, components, sets[0], emit)
     _free_encoders(components, prompts)
@@ -128,8 +138,10 @@ def prepare(
         noise_schedule=noise_schedule.to(device),
         device=device,
         dtype=dtype,
+        sources=inputs.sources,
         pictures=sets[0],
         held_out=sets[1],
+        dataset_sha256=manifest_hash(manifest),
         plan=BatchPlan(sets[0].placed, config.training.batch_size, config.training.seed),
         prompts=prompts,
         adapted=adapted,
@@ -142,15 +154,30 @@ def prepare(
     return run
 
 
-def _scan(config: TrainConfig, path: Path, emit: Emit) -> list[Picture]:
-    scan = scan_folder(path, config.dataset)
+def _scan(config: TrainConfig, source: Source, emit: Emit) -> list[Picture]:
+    scan = scan_folder(source.folder, config.dataset, trigger_word=source.trigger_word, use_masks=config.loss.use_masks)
     for name, reason in scan.skipped:
         emit(events.Warned(f"{name} is left out: {reason}"))
     if not scan.pictures:
         raise SafelightError(
-            f"No usable pictures in {path.name}. Add PNG, JPEG or WebP files, or choose another dataset."
+            f"No usable pictures in {source.name}. Add PNG, JPEG or WebP files, or choose another dataset."
         )
     return list(scan.pictures)
+
+
+def _write_manifest(folder: RunFolder, inputs: Inputs, sets: list[PictureSet], emit: Emit) -> str:
+    """Writes down what is trained on, and says so when a run goes on with other pictures than it began with."""
+    parts = [
+        (source, [one for one in sets[0].placed if one.source == number])
+        for number, source in enumerate(inputs.sources)
+    ]
+    if inputs.held_out is not None:
+        parts.append((inputs.held_out, sets[1].placed))
+    text = manifest_text(parts)
+    if complaint := changes_since(folder.manifest_path, text):
+        emit(events.Warned(complaint))
+    Root(folder.path).write_text_atomic(folder.manifest_path, text)
+    return text
 
 
 def _refuse_leaks(training: list[Picture], held_out: list[Picture]) -> None:
@@ -172,13 +199,6 @@ def _refuse_odd_sample_size(config: TrainConfig, step: int) -> None:
             )
 
 
-def _place(pictures: list[Picture], config: TrainConfig, step: int) -> PictureSet:
-    settings = config.dataset
-    aspect = settings.max_aspect_ratio if settings.aspect_buckets else 1.0
-    sizes = bucket_sizes(settings.resolution, step, aspect)
-    return PictureSet([PlacedPicture(picture, place(picture.size, sizes)) for picture in pictures], {})
-
-
 def _encode(
     config: TrainConfig,
     family: ModelFamily,
@@ -196,6 +216,9 @@ def _encode(
         report = preparation.counting(text)
         pictures.latents = encode_pictures(
             family, components, pictures.placed, flips=wanted, cache=latent_cache, report=report
+        )
+        pictures.masks = encode_masks(
+            pictures.placed, pictures.latents, unmasked_weight=config.loss.unmasked_weight, cache=latent_cache
         )
     prompts = Prompts(
         family=family,

@@ -88,17 +88,33 @@ def window_losses(run: Run, samples: list[Sample]) -> Tensor:
     ]
     latents = torch.cat([run.pictures.latents[sample.index, flip] for sample, flip in zip(samples, flips, strict=True)])
     noise, timesteps = draw_noise(run, latents.shape[1:], [(seed, step, sample.sample_id) for sample in samples])
+    shown = [run.pictures.placed[sample.index] for sample in samples]
     captions = [
-        training_caption(run.pictures.placed[sample.index].picture.caption, dataset, seed, step, sample.sample_id)
-        for sample in samples
+        training_caption(one.picture.caption, dataset, seed, step, sample.sample_id, one.picture.trigger_word)
+        for one, sample in zip(shown, samples, strict=True)
     ]
-    conditioning = condition(run, run.pictures, [sample.index for sample in samples], flips, captions)
-    unweighted = denoising_losses(run, latents, noise, timesteps, conditioning)
+    indices = [sample.index for sample in samples]
+    conditioning = condition(run, run.pictures, indices, flips, captions)
+    weights = mask_batch(run.pictures, indices, flips)
+    result = denoising_losses(run, latents, noise, timesteps, conditioning, weights)
+    if any(one.is_prior for one in shown):
+        # lambda in equation 2 of DreamBooth (Ruiz et al. 2022, arXiv:2208.12242)
+        prior = run.config.loss.prior_loss_weight
+        result = result * torch.tensor([prior if one.is_prior else 1.0 for one in shown], device=run.device)
     gamma = run.config.loss.min_snr_gamma
     if gamma == 0:
-        return unweighted
+        return result
     snr = run.noise_schedule.snr(timesteps.to(run.device))
-    return unweighted * losses.min_snr_weights(snr, gamma, run.noise_schedule.prediction_type)
+    return result * losses.min_snr_weights(snr, gamma, run.noise_schedule.prediction_type)
+
+
+def mask_batch(pictures: PictureSet, indices: list[int], flips: list[bool]) -> Tensor | None:
+    """Weights (B, 1, h, w) in space, ones for a picture without a mask; None when no picture of the batch has one."""
+    keys = list(zip(indices, flips, strict=True))
+    if not any(key in pictures.masks for key in keys):
+        return None
+    whole = torch.ones(1, 1, *pictures.latents[keys[0]].shape[-2:])
+    return torch.cat([pictures.masks.get(key, whole) for key in keys])
 
 
 def draw_noise(run: Run, shape: torch.Size, keys: list[tuple[int, int, str]]) -> tuple[Tensor, Tensor]:
@@ -131,11 +147,23 @@ def condition(
     return run.prompts.encode(captions).with_time_ids(time_ids)
 
 
-def denoising_losses(run: Run, latents: Tensor, noise: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-    """Mean squared error (B,) fp32 of the denoiser's answers; all inputs may lie on the CPU."""
+def denoising_losses(
+    run: Run,
+    latents: Tensor,
+    noise: Tensor,
+    timesteps: Tensor,
+    conditioning: Conditioning,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """Mean squared error (B,) fp32 of the denoiser's answers, weighted in space by `weights` (B, 1, h, w) if given.
+
+    All inputs may lie on the CPU.
+    """
     latents, noise, timesteps = latents.to(run.device), noise.to(run.device), timesteps.to(run.device)
     noisy_latents = run.noise_schedule.add_noise(latents, noise, timesteps)
     target = run.noise_schedule.target(latents, noise, timesteps)
     with autocast(run.device, run.dtype):
         prediction = run.family.predict(run.components.denoiser, noisy_latents, timesteps, conditioning.to(run.device))
-    return losses.mse_per_sample(prediction, target)
+    if weights is None:
+        return losses.mse_per_sample(prediction, target)
+    return losses.masked_mse_per_sample(prediction, target, weights.to(run.device))

@@ -7,7 +7,7 @@ import torch
 from trainer.randomness import derive_seed
 from trainer.sampling import evaluation
 from trainer.setup import Run
-from trainer.step import condition, denoising_losses
+from trainer.step import condition, denoising_losses, mask_batch
 
 
 def held_out_loss(run: Run) -> float:
@@ -23,8 +23,9 @@ def held_out_loss(run: Run) -> float:
         for index, one in enumerate(run.held_out.placed):
             latents = run.held_out.latents[index, False]
             conditioning = condition(run, run.held_out, [index], [False], [one.picture.caption])
+            weights = mask_batch(run.held_out, [index], [False])
             for timestep in timesteps:
                 seed = derive_seed(run.config.training.seed, "held-out", one.picture.content_hash, timestep)
                 noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed))
-                losses.append(denoising_losses(run, latents, noise, torch.tensor([timestep]), conditioning))
+                losses.append(denoising_losses(run, latents, noise, torch.tensor([timestep]), conditioning, weights))
     return float(torch.cat(losses).mean())

@@ -10,7 +10,8 @@ from typing import Any
 
 from security.errors import SafelightError
 from trainer.config.schema import TrainConfig
-from trainer.dataset.scan import REPEAT_FOLDER, find_dataset, picture_paths
+from trainer.dataset.scan import find_dataset, picture_paths, repeats_of
+from trainer.dataset.settings import load_settings
 from trainer.demo import demo_config
 from trainer.models.library import ModelInfo
 from trainer.workspace import Workspace
@@ -92,11 +93,8 @@ class DatasetSizes:
 
 def _count(folder: Path, repeats: int) -> Size:
     paths = picture_paths(folder)
-    samples = 0
-    for path in paths:
-        matched = REPEAT_FOLDER.match(path.parent.name) if path.parent != folder else None
-        samples += max(1, int(matched.group(1))) if matched else repeats
-    return Size(len(paths), samples)
+    own = load_settings(folder).repeats
+    return Size(len(paths), sum(repeats_of(path.relative_to(folder).as_posix(), own, repeats) for path in paths))
 
 
 def steps_for(looks: int, samples: int, config_values: Mapping[str, Any]) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from security.errors import RefusedPath
 from security.net import Network
 from security.tokens import TokenStore
-from trainer.config.schema import TrainConfig
+from trainer.config.schema import TrainConfig, weighted_dataset
 from trainer.dataset.scan import list_datasets
 from trainer.dataset.studio import Studio
 from trainer.jobs import Jobs
@@ -85,6 +85,8 @@ class Services:
         for setting, value, known in (
             ("model.base", config.model.base, models),
             ("dataset.folder", config.dataset.folder, datasets),
+            *(("dataset.more", weighted_dataset(line)[1], datasets) for line in config.dataset.more),
+            *(("dataset.regularisation", name, datasets) for name in config.dataset.regularisation),
             ("validation.folder", config.validation.folder, datasets | {""}),
         ):
             if value not in known:

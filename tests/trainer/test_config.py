@@ -29,7 +29,8 @@ def other_value(setting: Setting) -> object:
     if setting.kind is SettingKind.CHOICE:
         return next(choice for choice in setting.choices if choice != setting.default)
     if setting.kind is SettingKind.LINES:
-        return ["a cat", 'quotes " and \\ and ünicode']
+        lines = ["a cat", 'quotes " and \\ and ünicode']
+        return [f"0.5 {line}" for line in lines] if setting.name == "dataset.more" else lines
     if setting.kind is SettingKind.TEXT:
         return {"dataset.caption_extension": ".caption", "training.device": "cpu"}.get(setting.name, "other")
     step = setting.multiple_of or 1

@@ -17,6 +17,7 @@ from tests.tiny import tiny_dataset, tiny_sd15
 from trainer import events
 from trainer.checkpoints import list_checkpoints
 from trainer.config.files import iter_settings, parse_config
+from trainer.dataset.settings import mask_path
 from trainer.inputs import find_inputs
 from trainer.jobs import Control
 from trainer.loop import train
@@ -34,9 +35,12 @@ CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
     "model.precision": ({}, "bf16"),
     "model.clip_skip": ({}, 2),
     "dataset.folder": ({}, "SET2"),
+    "dataset.more": ({}, ["0.5 SET2"]),
+    "dataset.regularisation": ({}, ["SET2"]),
     "dataset.resolution": ({}, 96),
     "dataset.aspect_buckets": ({"dataset.resolution": 128}, False),
     "dataset.max_aspect_ratio": ({"dataset.resolution": 128}, 1.0),
+    "dataset.min_bucket_pictures": ({"dataset.resolution": 128}, 2),
     "dataset.repeats": ({}, 2),
     "dataset.caption_extension": ({}, ".caption"),
     "dataset.trigger_word": ({}, "mira"),
@@ -72,6 +76,9 @@ CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
     "training.device": ({}, "cuda:17"),
     "loss.min_snr_gamma": ({}, 0.01),
     "loss.noise_offset": ({}, 0.5),
+    "loss.use_masks": ({"dataset.folder": "MASKED"}, False),
+    "loss.unmasked_weight": ({"dataset.folder": "MASKED"}, 0.9),
+    "loss.prior_loss_weight": ({"dataset.regularisation": ["SET2"]}, 0.1),
     "sample.prompts": ({}, ["a blue square"]),
     "sample.negative_prompt": ({}, "green"),
     "sample.every_n_steps": ({}, 1),
@@ -105,7 +112,15 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (first / "wide.txt").write_text("wide, red, box, left", encoding="utf-8")
     for number, path in enumerate(sorted(first.glob("*.png"))):
         path.with_suffix(".caption").write_text(f"another text {number}", encoding="utf-8")
+    masked = tiny_dataset(folder / "masked", 2, seed=5)
+    mask = mask_path(masked, "000.png")
+    mask.parent.mkdir(parents=True)
+    Image.new("L", (96, 96)).save(mask)
+    picture = Image.open(mask)
+    picture.paste(255, (20, 10, 60, 50))
+    picture.save(mask)
     return {
+        "MASKED": str(masked),
         "BASE": str(tiny_sd15(folder / "base")),
         "BASE2": str(tiny_sd15(folder / "base2", seed=1)),
         "SET1": str(first),
@@ -124,6 +139,13 @@ def base_values(places: dict[str, str]) -> dict[str, Any]:
         "training": {"max_train_steps": 4, "batch_size": 2, "device": "cpu"},
         "sample": {"prompts": ["a red circle"], "width": 64, "height": 64, "num_inference_steps": 2},
     }
+
+
+def filled(value: Any, places: dict[str, str]) -> Any:
+    """A value with the names of places replaced by their paths."""
+    if isinstance(value, list):
+        return [" ".join(places.get(word, word) for word in line.split(" ")) for line in value]
+    return places.get(value, value) if isinstance(value, str) else value
 
 
 def put(values: dict[str, Any], name: str, value: Any) -> None:
@@ -190,9 +212,9 @@ def test_changing_a_setting_changes_the_run(name: str, places, baselines, tmp_pa
     context, value = CHANGES[name]
     before = base_values(places)
     for setting, given in context.items():
-        put(before, setting, places.get(given, given) if isinstance(given, str) else given)
+        put(before, setting, filled(given, places))
     after = copy.deepcopy(before)
-    put(after, name, places.get(value, value) if isinstance(value, str) else value)
+    put(after, name, filled(value, places))
     if name == "training.gradient_checkpointing":
         assert count_block_calls(after, tmp_path / "after", monkeypatch) > count_block_calls(
             before, tmp_path / "before", monkeypatch

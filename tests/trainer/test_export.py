@@ -316,7 +316,7 @@ def facts(**changes: Any) -> export.ExportFacts:
         "step": 40,
         "started_at": 1e9,
         "finished_at": 1e9 + 60,
-        "tag_frequency": {"rabbit": 3},
+        "tag_frequency": {"ink pictures": {"rabbit": 3}},
     }
     return export.ExportFacts(**(values | changes))
 

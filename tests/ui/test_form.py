@@ -32,7 +32,8 @@ def another_value(setting: Setting) -> Any:
         case SettingKind.CHOICE:
             return next(choice for choice in setting.choices if choice != setting.default)
         case SettingKind.LINES:
-            return ["a cat, sitting", "a <b>dog</b>"]
+            lines = ["a cat, sitting", "a <b>dog</b>"]
+            return [f"0.25 set {line}" for line in lines] if setting.name == "dataset.more" else lines
         case SettingKind.TEXT:
             return OTHER_TEXTS.get(setting.name, "something else")
         case SettingKind.INTEGER:

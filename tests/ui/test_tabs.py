@@ -269,7 +269,9 @@ def test_a_shared_page_reaches_only_its_import_folder(shared_services: Services,
     assert models.click(models.parts.import_button, str(BASE_DIR), "stolen", False)["tone"] == "bad"
 
 
-@pytest.mark.parametrize("setting", ["model.base", "dataset.folder", "validation.folder"])
+@pytest.mark.parametrize(
+    "setting", ["model.base", "dataset.folder", "dataset.more", "dataset.regularisation", "validation.folder"]
+)
 def test_a_shared_page_trains_only_what_is_in_the_library(shared_services: Services, setting: str) -> None:
     from security.errors import RefusedPath
     from trainer.config.files import parse_config
@@ -277,7 +279,9 @@ def test_a_shared_page_trains_only_what_is_in_the_library(shared_services: Servi
     from ui.form import flat, nested
 
     shared_services.refuse_paths(demo_config())
-    config = parse_config(nested({**flat(demo_config()), setting: str(BASE_DIR.parent)}))
+    place = str(BASE_DIR.parent)
+    value = {"dataset.more": [f"0.5 {place}"], "dataset.regularisation": [place]}.get(setting, place)
+    config = parse_config(nested({**flat(demo_config()), setting: value}))
     with pytest.raises(RefusedPath):
         shared_services.refuse_paths(config)
 

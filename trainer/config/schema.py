@@ -6,6 +6,7 @@ The page's form, the command line flags, the commented TOML file and the documen
 from __future__ import annotations
 
 from enum import StrEnum
+from fractions import Fraction
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -83,6 +84,10 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
 
 
+WEIGHTED_DATASET = r"^(0|[1-9][0-9]{0,3})([.][0-9]{1,2})? +[^ ].*$"
+"""`0.5 faces`: a weight with at most two decimals, so that turns come round, and a dataset."""
+
+
 class ModelConfig(Section):
     """The base model that the LoRA is trained on."""
 
@@ -103,22 +108,28 @@ class DatasetConfig(Section):
 
     folder: Annotated[str, Field(min_length=1, max_length=1024)] = "ink"
     """Name of a dataset in the library, or the path of a folder with pictures; `ink` is the embedded one."""
+    more: tuple[Annotated[str, Field(pattern=WEIGHTED_DATASET, max_length=1024)], ...] = ()
+    """More datasets for the same run, one per line as `WEIGHT NAME`: `0.5 faces` shows each of its pictures half as often per epoch."""
+    regularisation: tuple[Annotated[str, Field(min_length=1, max_length=1024)], ...] = ()
+    """Datasets of what the model should not forget, one per line: shown as often as all training pictures together, without trigger word."""
     resolution: Annotated[int, Field(ge=64, le=4096)] = 512
     """Side in pixels of the square whose area every training picture gets; more detail needs more memory and time."""
     aspect_buckets: bool = True
     """Keep each picture's shape by grouping pictures of like aspect; off crops everything to a square."""
     max_aspect_ratio: Annotated[float, Field(ge=1.0, le=8.0)] = 2.0
     """Widest shape a bucket may have; pictures beyond it are cropped to it."""
+    min_bucket_pictures: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Fewest pictures that a bucket may have; those of an emptier one go to the nearest other shape and are cropped a little more."""
     repeats: Annotated[int, Field(ge=1, le=1000)] = 1
-    """How often each picture is seen per epoch; a folder named `10_name` sets it for its own pictures."""
+    """How often each picture is seen per epoch; a folder named `10_name`, or the dataset itself, sets it for its own pictures."""
     caption_extension: Annotated[str, Field(pattern=r"^\.[A-Za-z0-9]{1,16}$")] = ".txt"
     """Ending of the caption file beside each picture."""
     trigger_word: Annotated[str, Field(max_length=200)] = ""
-    """Word put in front of every caption that does not hold it yet, so that a prompt can call up the LoRA."""
+    """Word put in front of every caption that does not hold it yet, so that a prompt can call up the LoRA; empty takes the dataset's own."""
     shuffle_tags: bool = False
-    """Shuffle the comma-separated parts of a caption at every step, so that their order is not learned."""
+    """Shuffle the comma-separated parts of a caption at every step, so that their order is not learned; the trigger word stays first."""
     keep_tokens: Annotated[int, Field(ge=0, le=64)] = 0
-    """How many leading comma-separated parts stay in place when shuffling; 1 keeps a trigger word first."""
+    """How many leading comma-separated parts stay in place when shuffling; a trigger word comes first and counts among them."""
     caption_dropout_rate: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """Share of steps in which a picture is shown without its caption; a little (0.05) keeps guidance strong."""
     max_token_length: Annotated[int, Field(ge=75, le=225, multiple_of=75)] = 75
@@ -199,6 +210,12 @@ class LossConfig(Section):
     """Weighs down nearly clean timesteps (Min-SNR, gamma 5 is usual) so that training is faster and steadier; 0 switches it off."""
     noise_offset: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """Adds a constant shift to the noise so that very dark and very bright pictures can be learned (0.05 to 0.1); 0 switches it off."""
+    use_masks: bool = True
+    """Learn only what is white in the masks of a dataset; pictures without a mask are learned whole."""
+    unmasked_weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
+    """How much the black part of a mask counts all the same; a little keeps backgrounds sound, 0 ignores it."""
+    prior_loss_weight: Annotated[float, Field(ge=0.0, le=10.0)] = 1.0
+    """How much a regularisation picture's error counts beside a training picture's; less learns faster and forgets more."""
 
 
 class SampleConfig(Section):
@@ -272,6 +289,38 @@ class TrainConfig(Section):
         return self
 
 
+def weighted_dataset(line: str) -> tuple[Fraction, str]:
+    """Weight and name of a line of dataset.more."""
+    weight, _, name = line.partition(" ")
+    return Fraction(weight), name.strip()
+
+
+def _dataset_faults(config: TrainConfig) -> list[tuple[bool, str]]:
+    dataset = config.dataset
+    weighted = [weighted_dataset(line) for line in dataset.more]
+    trained = [dataset.folder, *(name for _, name in weighted)]
+    unseen = [name for weight, name in weighted if weight == 0]
+    twice = sorted({name for name in trained if trained.count(name) > 1})
+    both = sorted(set(trained) & set(dataset.regularisation))
+    again = sorted({name for name in dataset.regularisation if dataset.regularisation.count(name) > 1})
+    return [
+        (
+            bool(unseen),
+            f"dataset.more gives {', '.join(unseen)} the weight 0, so it would never be seen. "
+            "Take the line out or give it a weight.",
+        ),
+        (
+            bool(twice),
+            f"dataset.more names {', '.join(twice)} a second time. Name each dataset once; its weight says how often.",
+        ),
+        (
+            bool(both),
+            f"dataset.regularisation names {', '.join(both)}, which is also trained on. Take it out of one of them.",
+        ),
+        (bool(again), f"dataset.regularisation names {', '.join(again)} more than once. Name each dataset once."),
+    ]
+
+
 def _combination_faults(config: TrainConfig) -> list[tuple[bool, str]]:
     sample, validation, optimizer, model = config.sample, config.validation, config.optimizer, config.model
     return [
@@ -299,4 +348,5 @@ def _combination_faults(config: TrainConfig) -> list[tuple[bool, str]]:
             f"dataset.keep_tokens is {config.dataset.keep_tokens} but dataset.shuffle_tags is off, so it would do nothing. "
             "Switch dataset.shuffle_tags on or set keep_tokens to 0.",
         ),
+        *_dataset_faults(config),
     ]

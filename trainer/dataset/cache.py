@@ -64,33 +64,52 @@ def load_pixels(path: Path, placement: Placement, *, flip: bool) -> Tensor:
 
     Raises RefusedFile when the file can't be read or is not the size that it was scanned with.
     """
-    image = to_rgb(open_image(path))
-    if image.size != placement.original:
-        raise RefusedFile(
-            f"{path.name} changed while it was read: it was {placement.original}, now it is {image.size}."
-        )
-    left, top = placement.left, placement.top
-    resized = image.resize(placement.resized, Image.Resampling.LANCZOS, reducing_gap=3.0)
-    cropped = resized.crop((left, top, left + placement.bucket[0], top + placement.bucket[1]))
-    if flip:
-        cropped = cropped.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    cropped = _fitted(to_rgb(open_image(path)), path, placement, flip=flip)
     pixels = torch.from_numpy(numpy.asarray(cropped, dtype=numpy.float32) / 127.5 - 1.0)
     return pixels.permute(2, 0, 1).unsqueeze(0)
 
 
+def load_mask(path: Path, placement: Placement, latent_size: tuple[int, int], *, flip: bool) -> Tensor:
+    """A mask cut like its picture, as (1, 1, h, w) fp32 in [0, 1]: the white share of the area under each latent.
+
+    `latent_size` is (h, w). Raises RefusedFile as `load_pixels` does.
+    """
+    mask = to_rgb(open_image(path), background=(0, 0, 0)).convert("L")
+    cropped = _fitted(mask, path, placement, flip=flip)
+    whole = torch.from_numpy(numpy.asarray(cropped, dtype=numpy.float32) / 255.0)[None, None]
+    return torch.nn.functional.adaptive_avg_pool2d(whole, latent_size)
+
+
+def _fitted(image: Image.Image, path: Path, placement: Placement, *, flip: bool) -> Image.Image:
+    """A picture scaled and cut as `placement` says, then mirrored with `flip`."""
+    if image.size != placement.original:
+        raise RefusedFile(
+            f"{path.name} changed while it was read: it was {placement.original}, now it is {image.size}."
+        )
+    left, top, (width, height) = placement.left, placement.top, placement.bucket
+    if placement.is_zoomed:
+        # Only what is shown is scaled: the whole picture, drawn near, may have billions of pixels.
+        across, down = (one / other for one, other in zip(placement.original, placement.resized, strict=True))
+        box = (left * across, top * down, (left + width) * across, (top + height) * down)
+        cropped = image.resize((width, height), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+    else:
+        resized = image.resize(placement.resized, Image.Resampling.LANCZOS, reducing_gap=3.0)
+        cropped = resized.crop((left, top, left + width, top + height))
+    return cropped.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else cropped
+
+
 def latents_key(placed: PlacedPicture, model_fingerprint: str, *, flip: bool) -> str:
     """Name of a picture's latents: its bytes, its crop, the flip, and the model that encoded it."""
-    placement = placed.placement
-    return cache_key(
-        "latents",
-        placed.picture.content_hash,
-        placement.resized,
-        placement.bucket,
-        placement.left,
-        placement.top,
-        flip,
-        model_fingerprint,
-    )
+    return cache_key("latents", placed.picture.content_hash, *_crop_parts(placed.placement), flip, model_fingerprint)
+
+
+def mask_key(placed: PlacedPicture, latent_size: tuple[int, int], *, flip: bool) -> str:
+    """Name of a picture's mask at the size of its latents."""
+    return cache_key("mask", placed.picture.mask_hash, *_crop_parts(placed.placement), flip, latent_size)
+
+
+def _crop_parts(placement: Placement) -> tuple[object, ...]:
+    return placement.resized, placement.bucket, placement.left, placement.top
 
 
 def text_key(prompt: str, model_fingerprint: str, *, clip_skip: int, max_token_length: int, dtype: torch.dtype) -> str:

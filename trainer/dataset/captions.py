@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from security.errors import RefusedFile
+from security.sniff import open_regular
 from trainer.config.schema import DatasetConfig
 from trainer.randomness import derive_random
 
@@ -17,25 +18,36 @@ def read_caption(picture: Path, extension: str) -> str | None:
     Raises RefusedFile for a file that is not UTF-8 text of a sane size.
     """
     path = picture.with_suffix(extension)
-    if not path.is_file():
-        return None
-    if path.stat().st_size > MAX_CAPTION_BYTES:
-        raise RefusedFile(f"{path.name} has {path.stat().st_size} bytes; a caption has at most {MAX_CAPTION_BYTES}.")
+    return caption_text(path, path.name) if path.is_file() else None
+
+
+def caption_text(path: Path, name: str) -> str:
+    """The text of a caption file, called `name` in messages, with line breaks turned into spaces. Raises as above."""
+    with open_regular(path) as file:
+        data = file.read(MAX_CAPTION_BYTES + 1)
+    if len(data) > MAX_CAPTION_BYTES:
+        raise RefusedFile(f"{name} has {path.stat().st_size} bytes; a caption has at most {MAX_CAPTION_BYTES}.")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise RefusedFile(f"{path.name} is not UTF-8 text. Save it as UTF-8.") from None
+        raise RefusedFile(f"{name} is not UTF-8 text. Save it as UTF-8.") from None
     if "\0" in text:
-        raise RefusedFile(f"{path.name} holds a NUL character, so it is no text. Is it another file?")
+        raise RefusedFile(f"{name} holds a NUL character, so it is no text. Is it another file?")
     return " ".join(text.split())
 
 
 def with_trigger(caption: str, trigger_word: str) -> str:
     """The caption with the trigger word in front, unless one of its comma-separated parts starts with it already."""
     trigger = trigger_word.strip()
-    if not trigger or any(part.startswith(trigger) for part in split_tags(caption)):
+    if not trigger or any(holds_trigger(part, trigger) for part in split_tags(caption)):
         return caption
     return f"{trigger}, {caption}" if caption else trigger
+
+
+def holds_trigger(part: str, trigger: str) -> bool:
+    """Whether a part of a caption is the trigger word or starts with it as a word: "mira", "mira smiles", not "miracle"."""
+    following = part[len(trigger) :][:1]
+    return part.startswith(trigger) and not (following.isalnum() or following == "_")
 
 
 def split_tags(caption: str) -> list[str]:
@@ -43,15 +55,25 @@ def split_tags(caption: str) -> list[str]:
     return [part.strip() for part in caption.split(",") if part.strip()]
 
 
-def training_caption(caption: str, settings: DatasetConfig, seed: int, step: int, sample_id: str) -> str:
-    """The text that `step` trains on: shuffled and dropped as the settings say, the same for the same arguments."""
+def training_caption(
+    caption: str, settings: DatasetConfig, seed: int, step: int, sample_id: str, trigger_word: str = ""
+) -> str:
+    """The text that `step` trains on: shuffled and dropped as the settings say, the same for the same arguments.
+
+    When shuffling, the part that holds the trigger word comes first; it counts among the `keep_tokens` that stay.
+    """
     random = derive_random(seed, "caption", step, sample_id)
     if random.random() < settings.caption_dropout_rate:
         return ""
     if not settings.shuffle_tags:
         return caption
     tags = split_tags(caption)
-    kept, loose = tags[: settings.keep_tokens], tags[settings.keep_tokens :]
+    num_kept = settings.keep_tokens
+    held = next((number for number, tag in enumerate(tags) if trigger_word and holds_trigger(tag, trigger_word)), None)
+    if held is not None:
+        tags.insert(0, tags.pop(held))
+        num_kept = max(1, num_kept)
+    kept, loose = tags[:num_kept], tags[num_kept:]
     random.shuffle(loose)
     return ", ".join([*kept, *loose])
 

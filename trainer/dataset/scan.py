@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,16 +17,27 @@ from security.policy import IMAGE_SUFFIXES
 from security.roots import Root, resolve_user_folder
 from trainer.config.schema import DatasetConfig
 from trainer.dataset.captions import read_caption, with_trigger
+from trainer.dataset.settings import Mark, load_marks, load_settings, mask_path
 from trainer.demo import DATASETS as DEMO_DATASETS
 from trainer.workspace import Workspace
 
 REPEAT_FOLDER = re.compile(r"^(\d{1,4})_.+$")
 SMALLEST_SIDE = 32
+UNMARKED = Mark()
+"""The crop of a picture for which none was chosen: the whole of it, cut in the middle."""
+
+
+Measure = Callable[[Path], tuple[tuple[int, int], str]]
+"""Says (width, height) in pixels, upright, and the SHA-256 of a picture file. Raises RefusedFile or OSError."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One training picture. `size`: (width, height) in pixels, upright; `content_hash`: sha256 of the file's bytes."""
+    """One training picture. `size`: (width, height) in pixels, upright; `content_hash`: sha256 of the file's bytes.
+
+    `name`: its path from the dataset's folder, with forward slashes. `trigger_word`: the one that its caption holds.
+    `mark`: the crop chosen by hand. `mask`: the file that says what to learn, with its sha256.
+    """
 
     path: Path
     size: tuple[int, int]
@@ -33,6 +45,11 @@ class Picture:
     has_caption: bool
     repeats: int
     content_hash: str
+    name: str = ""
+    trigger_word: str = ""
+    mark: Mark = UNMARKED
+    mask: Path | None = None
+    mask_hash: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,36 +82,101 @@ class ImportReport:
 
 def picture_paths(folder: Path) -> list[Path]:
     """Every picture file under a folder in a fixed order; hidden files and links are left out."""
-    found = []
-    for path in folder.rglob("*"):
-        relative = path.relative_to(folder)
-        hidden = any(part.startswith(".") for part in relative.parts)
-        linked = any((folder / parent).is_symlink() for parent in [relative, *relative.parents][:-1])
-        if path.suffix.lower() in IMAGE_SUFFIXES and not hidden and not linked and path.is_file():
-            found.append(path)
+    found: list[Path] = []
+    waiting = [folder]
+    while waiting:
+        for entry in _entries(waiting.pop()):
+            if entry.name.startswith(".") or entry.is_symlink():
+                continue
+            if entry.is_dir():
+                waiting.append(Path(entry.path))
+            elif Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and entry.is_file():
+                found.append(Path(entry.path))
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 
-def scan_folder(folder: Path, settings: DatasetConfig) -> Scan:
-    """Reads sizes, captions and hashes of all pictures under a folder; nothing is dropped without a reason."""
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except PermissionError:  # as for a file that can't be listed: it is not ours
+        return []
+
+
+def scan_folder(
+    folder: Path,
+    settings: DatasetConfig,
+    *,
+    trigger_word: str | None = None,
+    use_masks: bool = False,
+    measure: Measure | None = None,
+) -> Scan:
+    """Reads sizes, captions, crops and hashes of all pictures under a folder; nothing is dropped without a reason.
+
+    `trigger_word` is the one that captions get, the settings' or the dataset's own unless given. `measure` says how
+    sizes and hashes are found: read from the files, for a run; a page may remember them. Raises SafelightError when the
+    dataset's own settings are damaged.
+    """
+    own, marks = load_settings(folder), load_marks(folder)
+    trigger = (trigger_word if trigger_word is not None else settings.trigger_word or own.trigger_word).strip()
+    measure = measure or _measured
     pictures, skipped = [], []
     for path in picture_paths(folder):
+        name = path.relative_to(folder).as_posix()
         try:
-            info = read_image_info(path)
-            size = (info.width, info.height)
+            size, content_hash = measure(path)
             if min(size) < SMALLEST_SIDE:
                 raise RefusedFile(f"it is {size[0]}x{size[1]} pixels, smaller than {SMALLEST_SIDE} on a side")
             caption = read_caption(path, settings.caption_extension)
+            mask = _mask_of(folder, name, size, measure) if use_masks else None
         except (RefusedFile, OSError) as error:
-            skipped.append((path.name, str(error)))
+            skipped.append((name, str(error)))
             continue
-        matched = REPEAT_FOLDER.match(path.parent.name) if path.parent != folder else None
-        repeats = max(1, int(matched.group(1))) if matched else settings.repeats
-        text = with_trigger(caption or "", settings.trigger_word)
-        with path.open("rb") as file:
-            content_hash = hashlib.file_digest(file, "sha256").hexdigest()
-        pictures.append(Picture(path, size, text, caption is not None, repeats, content_hash))
+        pictures.append(
+            Picture(
+                path=path,
+                size=size,
+                caption=with_trigger(caption or "", trigger),
+                has_caption=caption is not None,
+                repeats=repeats_of(name, own.repeats, settings.repeats),
+                content_hash=content_hash,
+                name=name,
+                trigger_word=trigger,
+                mark=marks.get(name, UNMARKED),
+                mask=mask[0] if mask else None,
+                mask_hash=mask[1] if mask else "",
+            )
+        )
     return Scan(tuple(pictures), tuple(skipped))
+
+
+def repeats_of(name: str, own: Mapping[str, int], otherwise: int) -> int:
+    """How often a picture is seen per epoch: as its dataset says for its folder, or the folder's name, or `otherwise`."""
+    folder = name.rpartition("/")[0]
+    if folder in own:
+        return own[folder]
+    matched = REPEAT_FOLDER.match(folder.rpartition("/")[2])
+    return max(1, int(matched.group(1))) if matched else otherwise
+
+
+def _measured(path: Path) -> tuple[tuple[int, int], str]:
+    info = read_image_info(path)
+    with path.open("rb") as file:
+        return (info.width, info.height), hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _mask_of(folder: Path, name: str, size: tuple[int, int], measure: Measure) -> tuple[Path, str] | None:
+    """The mask of a picture and its hash; None if it has none. Raises RefusedFile for one that does not fit."""
+    path = mask_path(folder, name)
+    if not path.exists():
+        return None
+    mask_size, mask_hash = measure(path)
+    if mask_size != size:
+        raise RefusedFile(
+            f"its mask has {mask_size[0]}x{mask_size[1]} pixels and the picture {size[0]}x{size[1]}. "
+            "Paint the mask anew or remove it"
+        )
+    return path, mask_hash
 
 
 def find_dataset(workspace: Workspace, folder: str) -> Path:
@@ -211,8 +293,3 @@ def save_caption(workspace: Workspace, dataset: str, picture: str, text: str) ->
     if not path.is_file() or path.suffix.lower() not in IMAGE_SUFFIXES:
         raise SafelightError(f"There is no picture {picture!r} in {dataset}.")
     root.write_text_atomic(path.with_suffix(".txt"), " ".join(text.split()))
-
-
-def num_samples(pictures: Iterable[Picture]) -> int:
-    """Pictures times repeats: how many samples one epoch has."""
-    return sum(picture.repeats for picture in pictures)
