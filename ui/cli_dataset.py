@@ -126,11 +126,25 @@ def follow(studio: Studio, task_id: str, *, as_json: bool) -> int:
     return 0 if view.state is TaskState.DONE else FAILED
 
 
+def _caption_arguments(parser: argparse.ArgumentParser) -> None:
+    from ui.cli_dataset_caption import caption_arguments
+
+    caption_arguments(parser)
+
+
+def caption(options: argparse.Namespace) -> int:
+    """Lists the tags of a dataset, or edits its captions: add, remove, rename, sort, replace and more."""
+    from ui.cli_dataset_caption import edit_captions
+
+    return edit_captions(options)
+
+
 SUBCOMMANDS: dict[str, tuple[AddArguments, Run]] = {
     "list": (lambda parser: None, list_all),
     "history": (_history_arguments, show_history),
     "undo": (_undo_arguments, undo),
     "redo": (_undo_arguments, redo),
+    "caption": (_caption_arguments, caption),
 }
 
 

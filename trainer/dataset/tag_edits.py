@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from security.errors import SafelightError
 from trainer.dataset.captions import MAX_CAPTION_BYTES
+from trainer.dataset.settings import OWN_FOLDER, SETTINGS_FILE, settings_bytes
 from trainer.dataset.tag_operations import OPERATIONS, EditOptions, Operation
 from trainer.dataset.tags import count_tags
+
+if TYPE_CHECKING:
+    from trainer.dataset.history import Edit
+    from trainer.dataset.studio import Dataset
 
 MAX_TEXT_CHARACTERS = 4_000
 MAX_TAGS = 2_000
@@ -26,17 +32,27 @@ FIELD_FAULTS = {
 
 @dataclass(frozen=True)
 class EditPlan:
-    """What an edit changes. `label`: its name in the list of edits; `total`: captions looked at; `after`: new texts."""
+    """What an edit changes. `label`: its name in the list of edits; `total`: captions looked at; `after`: new texts.
+
+    `trigger_word`: the one that the dataset has afterwards; None leaves it.
+    """
 
     label: str
     total: int
     before: Mapping[str, str]
     after: Mapping[str, str]
+    trigger_word: str | None = None
+
+    @property
+    def applies(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.after) or self.trigger_word is not None
 
     @property
     def digest(self) -> str:
         """A name for exactly these changes: what was looked at is what is done, or it is looked at once more."""
-        entries = [part for name in sorted(self.after) for part in (name, self.before[name], self.after[name])]
+        entries = [self.trigger_word or ""]
+        entries += [part for name in sorted(self.after) for part in (name, self.before[name], self.after[name])]
         return hashlib.sha256("\0".join(entries).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
     @property
@@ -114,3 +130,40 @@ def _check(row: Operation, options: EditOptions) -> None:
             )
         if "\0" in value or "\n" in value:
             raise SafelightError("A caption is one line of text: the new text can't hold a line break or a NUL.")
+
+
+def editable_captions(dataset: Dataset, names: Collection[str] | None = None) -> tuple[dict[str, str], int]:
+    """The captions of these pictures (None: of all), empty where there is none, and how many can't be read."""
+    wanted = [picture for picture in dataset.pictures() if names is None or picture in names]
+    captions, faults = dataset.read_captions(wanted)
+    return {picture: captions.get(picture, "") for picture in wanted if picture not in faults}, len(faults)
+
+
+def plan_dataset_edit(dataset: Dataset, captions: Mapping[str, str], operation: str, options: EditOptions) -> EditPlan:
+    """As `plan_edit`, with what the dataset knows: its trigger word stays first, and a former one goes for a new one.
+
+    Tags are counted over the whole dataset, so that a few pictures are sorted as all would be.
+    """
+    known = dataset.settings.trigger_word
+    if operation == "trigger":
+        word = options.text.strip()
+        former = (known,) if known and known != word else ()
+        plan = plan_edit(captions, operation, replace(options, text=word, tags=former))
+        return plan if word == known else replace(plan, trigger_word=word)
+    counts = count_tags(dataset.captions().values()) if operation == "sort_common" else {}
+    return plan_edit(captions, operation, replace(options, trigger_word=known, counts=counts))
+
+
+def apply_plan(dataset: Dataset, plan: EditPlan) -> Edit:
+    """Does it, as one step that can be undone. Raises SafelightError for a read-only dataset."""
+    changes = dataset.caption_changes(plan.after)
+    if plan.trigger_word is not None:
+        settings = replace(dataset.settings, trigger_word=plan.trigger_word)
+        changes[f"{OWN_FOLDER}/{SETTINGS_FILE}"] = settings_bytes(settings)
+    return dataset.history.apply(plan.label, changes)
+
+
+def set_trigger_word(dataset: Dataset, word: str) -> Edit:
+    """The trigger word for training, without writing it into the captions. Raises RefusedConfig for one that is no good."""
+    label = f"Trigger word {_short(word)}" if word else "No trigger word"
+    return dataset.set_settings(label, replace(dataset.settings, trigger_word=word))

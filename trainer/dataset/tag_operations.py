@@ -317,7 +317,7 @@ OPERATIONS: dict[str, Operation] = {
     "replace": Operation(
         "Find and replace",
         "Replaces a text wherever it stands, within words and sentences too.",
-        "Replace {find} by {text}",
+        "Replace “{find}” by “{text}”",
         _replace_text,
         ("find",),
         ("text", "ignore_case"),
@@ -325,7 +325,7 @@ OPERATIONS: dict[str, Operation] = {
     "regex": Operation(
         "Find and replace by pattern",
         "Replaces what a regular expression finds; \\1 in the new text is the first group.",
-        "Replace the pattern {find} by {text}",
+        "Replace the pattern “{find}” by “{text}”",
         _replace_pattern,
         ("find",),
         ("text", "ignore_case"),
