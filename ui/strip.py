@@ -12,6 +12,7 @@ from ui.model_views import CANCEL, with_download
 from ui.monitor import run_action
 from ui.services import Services
 from ui.tabs.models import download_action
+from ui.task_views import CANCEL_TASK, with_task
 from ui.views import strip_values
 from ui.widgets import drawn_view
 
@@ -22,11 +23,15 @@ def status_strip(services: Services) -> gr.HTML:
     def strip_state(_argument: Any = None) -> dict[str, Any]:
         values = strip_values(services.jobs.current(), len(services.jobs.waiting))
         values = with_download(values, services.downloads.current())
+        values = with_task(values, services.studio.tasks.current())
         return {**values, "machine": memory_line(services.machine.facts())}
 
     def strip_action(argument: Any = None) -> dict[str, Any]:
         if text_of(argument, "action") == CANCEL:
             return download_action(services, text_of(argument, "download"), "cancel")
+        if text_of(argument, "action") == CANCEL_TASK:
+            services.studio.tasks.cancel(text_of(argument, "task"))
+            return {"text": "It ends soon. What it has done is kept and can be undone."}
         return run_action(services, text_of(argument, "run"), text_of(argument, "action"))
 
     return drawn_view("strip", functions=[strip_state, strip_action], events=["state"])

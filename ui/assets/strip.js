@@ -32,7 +32,7 @@
     name.addEventListener("click", (event) => {
       event.preventDefault();
       if (name.dataset.run) open_run(name.dataset.run);
-      else open_tab("models");
+      else open_tab(name.dataset.tab || "models");
     });
 
     function open_run(run) {
@@ -53,13 +53,14 @@
       setText(name, state.name);
       name.hidden = !state.name;
       name.dataset.run = state.run;
+      name.dataset.tab = state.tab;
       bar.hidden = !state.active;
       bar.value = state.percent;
       setText(line, state.headline + (state.waiting ? ` · ${state.waiting} waiting` : ""));
       setText(beside, state.beside);
       beside.hidden = !state.beside;
       setText(machine, state.machine);
-      redraw(buttons, [state.run, state.download, state.actions], ([run, download, actions]) =>
+      redraw(buttons, [state.run, state.download, state.task, state.actions], ([run, download, task, actions]) =>
         actions.map(([action, label]) =>
           h(
             "button",
@@ -68,7 +69,7 @@
               class: `sl-button ${action === "stop" ? "sl-stop" : ""}`,
               "data-key": action,
               "aria-label": `${label} ${state.name}`,
-              onclick: () => act(server, "strip_action", { run, download, action }),
+              onclick: () => act(server, "strip_action", { run, download, task, action }),
             },
             label,
           ),
