@@ -84,11 +84,11 @@ def check_diffusers_folder(path: Path) -> None:
     if not (path / "model_index.json").is_file():
         raise RefusedFile(f"{path} is not a diffusers model: it has no model_index.json. Choose the folder with it.")
     try:
-        files = list(_checked_files(path))
+        files = list(checked_files(path))
         _check_index(read_json(path / "model_index.json", MAX_MODEL_JSON_BYTES), path)
         for file in files:
             if file.suffix.lower() == ".json":
-                _check_json_file(file)
+                check_json_file(file)
             elif file.suffix.lower() == ".safetensors":
                 check_safetensors(file)
     except RefusedFile:
@@ -97,7 +97,7 @@ def check_diffusers_folder(path: Path) -> None:
         raise RefusedFile(f"The model in {path} cannot be used. {error}") from None
 
 
-def _checked_files(folder: Path) -> Iterator[Path]:
+def checked_files(folder: Path) -> Iterator[Path]:
     """Every regular file below `folder`. Raises RefusedFile for links, programs and too many entries."""
     for number, path in enumerate(folder.rglob("*"), start=1):
         shown = path.relative_to(folder)
@@ -154,7 +154,7 @@ def _missing(part: str, index: dict[str, Any], folder: Path) -> str:
     return f"{part}/*.safetensors" + (f" (there is only {pickled[0]}, a format that can run code)" if pickled else "")
 
 
-def _check_json_file(file: Path) -> None:
+def check_json_file(file: Path) -> None:
     """Checks one JSON file by its kind. Raises RefusedFile or RefusedConfig."""
     if file.name == _ADAPTER_FILE:
         raise RefusedFile(f"{file.parent.name}/{file.name} would load an adapter into the model. Take it out.")
@@ -173,7 +173,7 @@ def _check_json_file(file: Path) -> None:
     known = {name for choices in COMPONENTS.values() for _, name in choices} | set(PIPELINES)
     if class_name is not None and (not isinstance(class_name, str) or class_name not in known):
         raise RefusedFile(f"{file.parent.name}/{file.name} is for the unsupported class {str(class_name)[:80]!r}.")
-    for key, value in _walk(values):
+    for key, value in walk(values):
         _check_key(key, value, file)
 
 
@@ -195,7 +195,7 @@ def read_settings(file: Path) -> dict[str, Any]:
     Nothing in it, at any depth, may make a library fetch or run foreign code or load other files.
     """
     values = read_json(file, MAX_MODEL_JSON_BYTES)
-    for key, value in _walk(values):
+    for key, value in walk(values):
         _check_key(key, value, file)
     return values
 
@@ -218,12 +218,12 @@ def _check_key(key: str, value: object, file: Path) -> None:
         raise RefusedFile(f"{shown}, which can name compiled code to fetch. Remove that line if you trust the rest.")
 
 
-def _walk(values: object) -> Iterator[tuple[str, object]]:
+def walk(values: object) -> Iterator[tuple[str, object]]:
     """Every key with its value, at any depth (which read_json has bounded)."""
     if isinstance(values, dict):
         for key, value in values.items():
             yield key, value
-            yield from _walk(value)
+            yield from walk(value)
     elif isinstance(values, list):
         for value in values:
-            yield from _walk(value)
+            yield from walk(value)

@@ -6,6 +6,7 @@ import os
 import shlex
 from pathlib import Path
 
+from security.captioners import check_captioner_folder
 from security.errors import FailedCommand, RefusedConfig, RefusedFile
 from security.onnx import check_onnx_bytes, read_onnx
 from security.policy import CODE_SUFFIXES, PICKLE_SUFFIXES
@@ -39,6 +40,11 @@ def check_tagger_folder(folder: Path) -> None:
             raise RefusedFile(f"{part.name} in {folder.name} is a link, a program or can run code. No tagger needs it.")
         if suffix == ".onnx":
             check_onnx_bytes(read_onnx(part), part.name)
+    weights = [part for part in parts if part.suffix.lower() == WEIGHT_SUFFIX]
+    if weights and not any(part.suffix.lower() == ".onnx" for part in parts):  # a captioner, opened by transformers
+        check_captioner_folder(folder)
+        for part in weights:
+            check_finite(part)
     scan_for_viruses(parts)
 
 
