@@ -135,8 +135,8 @@ def test_uploaded_pictures_meet_their_captions_and_the_rest_is_told(services: Se
     assert cleared is None
     assert told["text"] == "2 pictures added to mine. 2 left out:"
     assert {name for name, _ in told["skipped"]} == {"b.txt", "bad.png"}
-    shown = tab.parts.view.dataset_state({"dataset": "mine"})
-    assert sorted(picture["caption"] for picture in shown["pictures"]) == ["", "a red <b>square</b>"]
+    shown = tab.parts.view.studio_rows({"dataset": "mine"})
+    assert sorted(picture["caption"] for picture in shown["rows"]) == ["", "a red <b>square</b>"]
     assert not list((services.workspace.cache_dir / "uploads").iterdir())
 
 
@@ -145,13 +145,14 @@ def test_a_folder_is_imported_and_its_captions_can_be_changed(services: Services
     told = tab.click(tab.parts.folder_button, "copy", str(INK_DIR))
     assert told["tone"] == "good", told
     view = tab.parts.view
-    picture = view.dataset_state({"dataset": "copy"})["pictures"][0]
-    changed = {"dataset": "copy", "picture": picture["name"], "text": "  new\ncaption "}
-    assert view.write_caption(changed) == {"saved": True}
-    assert view.dataset_state({"dataset": "copy"})["pictures"][0]["caption"] == "new caption"
-    assert "embedded" in view.write_caption({**changed, "dataset": "ink"})["error"]
+    picture = view.studio_rows({"dataset": "copy"})["rows"][0]
+    changed = {"dataset": "copy", "picture": picture["name"], "text": "  new\ncaption ", "before": picture["caption"]}
+    assert view.save_caption(changed)["caption"] == "new caption"
+    assert view.studio_rows({"dataset": "copy"})["rows"][0]["caption"] == "new caption"
+    ink = view.studio_rows({"dataset": "ink"})["rows"][0]
+    assert "embedded" in view.save_caption({**changed, "dataset": "ink", "before": ink["caption"]})["error"]
     for wrong in ({}, {**changed, "text": 5}, {**changed, "picture": "../x.png"}, {**changed, "dataset": ".."}):
-        assert "error" in view.write_caption(wrong)
+        assert "error" in view.save_caption(wrong)
 
 
 def picture_bytes(color: str = "red") -> bytes:
@@ -169,9 +170,10 @@ def test_a_name_that_is_no_utf8_does_not_hide_the_other_pictures(services: Servi
         os.rename(folder / "new.png", os.path.join(os.fsencode(folder), name))  # noqa: PTH104, PTH118 - bytes
     other = os.path.join(os.fsencode(services.workspace.datasets_dir), b"dir\xff")  # noqa: PTH118
     os.mkdir(other)  # noqa: PTH102
-    state = drawn(dataset_tab, services).view.dataset_state({"dataset": "cat"})
-    assert {row["name"] for row in state["pictures"]} == {"good.png", "bad\\udcff.png"}
-    assert "cat" in {row["name"] for row in state["datasets"]}
+    view = drawn(dataset_tab, services).view
+    state = view.studio_rows({"dataset": "cat"})
+    assert {row["name"] for row in state["rows"]} == {"good.png", "bad\\udcff.png"}
+    assert "cat" in {row["name"] for row in view.studio_look({"dataset": "cat"})["datasets"]}
     assert json.dumps(state, ensure_ascii=False).encode()
 
 
@@ -204,7 +206,7 @@ def test_an_archive_is_imported_with_its_folders_and_the_rest_is_told(
     assert "It is a web page" in reasons["bad.png"]
     assert reasons["alone.txt"] == "a caption without its picture"
     assert reasons["1 hidden file"] == "names with a dot in front, or of macOS"
-    shown = {row["name"]: row["caption"] for row in tab.parts.view.dataset_state({"dataset": "mine"})["pictures"]}
+    shown = {row["name"]: row["caption"] for row in tab.parts.view.studio_rows({"dataset": "mine"})["rows"]}
     assert shown == {"10_mira/a.png": "a red square", "b.png": ""} | ({"c.png": ""} if way == "upload" else {})
     scan = scan_folder(services.workspace.datasets_dir / "mine", DatasetConfig())
     assert {picture.path.name: picture.repeats for picture in scan.pictures}["a.png"] == 10

@@ -16,7 +16,8 @@
 //   studio.open_viewer(name)      the picture in full size;  studio.viewer_tool({id, title, start}) adds a tool to it
 //   studio.complete(box)          autocomplete in a text box, once a script has set studio.completer = (box) => {}
 //   studio.set_problems(found)    {picture: [sentence, ...]} of the quality report: shown, sorted and filtered by the grid
-//   studio.set_training(values)   settings of the Train form that decide sizes: {resolution, bucket_step, base, ...}
+//   studio.training               settings of the Train form as it stands: {"dataset.resolution": 1024, "model.base": ...}
+//   studio.save(name) .typed(row) .type(name, text)           a caption box of your own: type() at input, save() when left
 (() => {
   "use strict";
   const { h, setText, redraw, poll, call, notify, remember } = window.safelight;
@@ -56,8 +57,8 @@
     return () => listeners[event].delete(work);
   };
 
-  studio.emit = (event) => {
-    for (const work of listeners[event] || []) work();
+  studio.emit = (event, detail) => {
+    for (const work of listeners[event] || []) work(detail);
   };
 
   studio.row = (name) => by_name.get(name);
@@ -81,6 +82,8 @@
     studio.problems = new Map(Object.entries(found || {}));
     studio.emit("problems");
   };
+
+  studio.max_tokens = () => Number(studio.training["dataset.max_token_length"]) || 75;
 
   studio.set_training = (values) => {
     studio.training = values || {};
@@ -141,6 +144,7 @@
 
   async function watch_server() {
     const name = studio.name;
+    if (!name) return; // the first rows are on their way
     let state;
     try {
       state = await call(desk, "studio_look", { dataset: name });
@@ -156,6 +160,14 @@
   }
 
   studio.look = () => look();
+
+  /** What was saved of one picture goes into its row; all rows are asked for again only if something else changed too. */
+  studio.took = (row, values, { before_revision, revision } = {}) => {
+    Object.assign(row, values, { stamp: (row.stamp || 0) + 1 });
+    if (revision !== undefined && before_revision === studio.revision) studio.revision = revision;
+    studio.emit("row", row.name);
+    look();
+  };
 
   // ---- captions that are being typed ------------------------------------------------------------------------------
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import os
 import secrets
 import shutil
 import time
@@ -12,37 +10,31 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import gradio as gr
 from gradio.events import Dependency
 
 from security.errors import SafelightError
-from security.images import read_image_info
 from security.policy import IMAGE_SUFFIXES
 from security.redaction import redact, visible_lines
 from security.roots import Root, resolve_user_path
-from trainer.dataset.captions import read_caption
 from trainer.dataset.scan import (
     ImportReport,
     collect_sources,
-    find_dataset,
     import_pictures,
-    list_datasets,
-    picture_paths,
-    save_caption,
     unpack_sources,
 )
-from ui.messages import ShownError, known_errors, text_of
+from ui.messages import ShownError, known_errors
 from ui.services import IMPORT_FOLDER, Services
+from ui.studio.grid import StudioDesk
 from ui.studio.panels import Panel
-from ui.views import FILES_PREFIX
+from ui.studio.tags import TAGS_PANEL
 from ui.widgets import drawn_view
 
 ARCHIVE_SUFFIX = ".zip"
 STALE_SECONDS = 24 * 3600
 
-PANELS: tuple[Panel, ...] = ()
+PANELS: tuple[Panel, ...] = (TAGS_PANEL,)
 """The panels of the tab in the order of their buttons, which is the order of work: import, tagging, tags, quality, sizes,
 masks, prepare, export. A row here and the script's name in ui/widgets.py place one."""
 
@@ -62,34 +54,14 @@ class DatasetTab:
 def dataset_tab(services: Services) -> DatasetTab:
     """Draws the tab."""
 
-    def dataset_state(argument: Any = None) -> dict[str, Any]:
-        infos = list_datasets(services.workspace)
-        rows = [{"name": info.name, "pictures": info.num_pictures, "captions": info.num_captions} for info in infos]
-        asked = argument.get("dataset") if isinstance(argument, dict) else None
-        by_name = {info.name: info for info in infos}
-        own = [info for info in infos if not info.builtin]
-        chosen = by_name.get(asked) if isinstance(asked, str) else None
-        chosen = chosen or (own or infos)[0]
-        return {
-            "datasets": rows,
-            "name": chosen.name,
-            "builtin": chosen.builtin,
-            "pictures": _pictures(services, chosen.name),
+    desk = StudioDesk(services)
+    with gr.Column(elem_id="studio"):
+        view = drawn_view("dataset", functions=desk.functions(), events=["use"])
+        panels = {
+            panel.id: drawn_view(f"studio_{panel.id}", functions=panel.functions(services), events=panel.events)
+            for panel in PANELS
         }
-
-    def write_caption(argument: Any = None) -> dict[str, Any]:
-        text = argument.get("text") if isinstance(argument, dict) else None
-        if not isinstance(text, str):
-            raise ShownError("The page sent no caption. Reload the page.")
-        save_caption(services.workspace, text_of(argument, "dataset"), text_of(argument, "picture"), text)
-        return {"saved": True}
-
-    gr.Markdown("## Pictures and captions")
-    view = drawn_view("dataset", functions=[dataset_state, write_caption], events=["use"])
-    panels = {
-        panel.id: drawn_view(f"studio_{panel.id}", functions=panel.functions(services), events=panel.events)
-        for panel in PANELS
-    }
+        drawn_view("studio_grid")
     gr.Markdown("## Add pictures")
     name = gr.Textbox(
         label="Dataset name",
@@ -227,36 +199,3 @@ def _gather(uploads: Sequence[Path], staging: Path) -> list[Path]:
         shutil.move(upload, target)
         gathered.append(target)
     return gathered
-
-
-def _pictures(services: Services, dataset: str) -> list[dict[str, Any]]:
-    folder = find_dataset(services.workspace, dataset)
-    rows = []
-    for path in picture_paths(folder):
-        relative = path.relative_to(folder).as_posix()
-        status = path.stat()
-        # on Linux a name may be no UTF-8: then no address leads to the picture, but the others are still shown
-        place = f"{quote(os.fsencode(dataset), safe='')}/{quote(os.fsencode(relative))}"
-        url = f"{FILES_PREFIX}/datasets/{place}?v={status.st_mtime_ns}"
-        size, fault = _facts(path, status.st_mtime_ns)
-        rows.append(
-            {"name": relative, "url": url, "thumb": f"{url}&thumb=1", "size": size, "fault": fault, **_caption(path)}
-        )
-    return rows
-
-
-def _caption(path: Path) -> dict[str, str]:
-    try:
-        return {"caption": read_caption(path, ".txt") or "", "caption_fault": ""}
-    except SafelightError as error:
-        return {"caption": "", "caption_fault": str(error)}
-
-
-@functools.lru_cache(maxsize=20_000)
-def _facts(path: Path, _modified: int) -> tuple[str, str]:
-    """Size in pixels, and what is wrong with the picture; kept as long as the file does not change."""
-    try:
-        info = read_image_info(path)
-    except SafelightError as error:
-        return "", str(error)
-    return f"{info.width}×{info.height}", ""
