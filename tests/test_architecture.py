@@ -365,6 +365,8 @@ DISTRIBUTIONS = {
     "cyclonedx": "cyclonedx-python-lib",
     "huggingface_hub": "huggingface_hub",
     "packageurl": "packageurl-python",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
     "yaml": "pyyaml",
 }
 

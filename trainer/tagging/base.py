@@ -91,9 +91,9 @@ class TaggingOptions(Section):
     general_threshold: Annotated[float, Field(ge=0.0, le=1.0)] = 0.35
     """How sure the network has to be of a general tag; less gives more tags, and more wrong ones."""
     character_threshold: Annotated[float, Field(ge=0.0, le=1.0)] = 0.85
-    """How sure it has to be of a character's name."""
+    """How sure it has to be of a name: of a character, and with some networks of a series or an artist."""
     characters: bool = True
-    """Write names of characters at all; off when a trigger word stands for the character."""
+    """Write names (of characters, series, artists) at all; off when a trigger word stands for the character."""
     characters_first: bool = False
     """Put names of characters before the general tags."""
     expand_characters: bool = False
@@ -186,8 +186,9 @@ class TaggerRow:
 
     @property
     def num_bytes(self) -> int:
-        """What fetching it brings, in bytes, as far as it was looked up."""
-        return sum(file.size for file in self.known.values())
+        """What fetching it brings, in bytes; 0 when the size of some file was not looked up."""
+        sizes = [self.known.get(path, KnownFile()).size for path in self.files]
+        return sum(sizes) if all(sizes) else 0
 
     def make(self, options: TaggingOptions) -> Tagger:
         """The tagger, not loaded yet. Imports what it is made with, which can take seconds."""
