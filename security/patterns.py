@@ -12,7 +12,7 @@ import re
 import time
 
 from security.errors import RefusedConfig
-from security.policy import MAX_PATTERN_CHARACTERS, MAX_PATTERN_REPEATS, MAX_PATTERN_SECONDS
+from security.policy import MAX_PATTERN_CHARACTERS, MAX_PATTERN_REPEATS
 
 _CALLS = re.compile(r"\(\?(?:R|&|P>|P&|[+-]?\d)")
 """Groups that run a part of the pattern once more: `(?R)`, `(?1)`, `(?&name)`, `(?P>name)`."""
@@ -22,7 +22,7 @@ _COUNTS = re.compile(r"\{\s*(\d*)\s*(?:,\s*(\d*)\s*)?\}")
 class Pattern:
     """A compiled pattern with an allowance of seconds that all its searches share."""
 
-    def __init__(self, text: str, *, ignore_case: bool = False, seconds: float = MAX_PATTERN_SECONDS) -> None:
+    def __init__(self, text: str, *, ignore_case: bool = False, seconds: float) -> None:
         """Raises RefusedConfig for a pattern that is no good, too long, or that could grow without bounds."""
         import regex
 

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from security.errors import SafelightError
-from trainer.dataset.settings import load_settings
+from trainer.dataset.settings import DatasetSettings, load_settings
 from trainer.dataset.studio import Dataset, Studio
-from trainer.dataset.tag_edits import apply_plan, editable_captions, plan_dataset_edit, set_trigger_word
+from trainer.dataset.tag_edits import apply_plan, editable_captions, plan_dataset_edit
 from trainer.dataset.tag_operations import EditOptions
 from trainer.workspace import Workspace
 
@@ -54,7 +54,7 @@ def test_only_the_named_pictures(dataset: Dataset) -> None:
 
 
 def test_a_new_trigger_word_replaces_the_former_one_in_one_step(dataset: Dataset) -> None:
-    set_trigger_word(dataset, "mira")
+    dataset.set_settings("Trigger word", DatasetSettings(trigger_word="mira"))
     assert load_settings(dataset.path).trigger_word == "mira"
     captions, _ = editable_captions(dataset)
     sorted_plan = plan_dataset_edit(dataset, {"x": "mira, c, a"}, "sort", EditOptions())

@@ -161,9 +161,3 @@ def apply_plan(dataset: Dataset, plan: EditPlan) -> Edit:
         settings = replace(dataset.settings, trigger_word=plan.trigger_word)
         changes[f"{OWN_FOLDER}/{SETTINGS_FILE}"] = settings_bytes(settings)
     return dataset.history.apply(plan.label, changes)
-
-
-def set_trigger_word(dataset: Dataset, word: str) -> Edit:
-    """The trigger word for training, without writing it into the captions. Raises RefusedConfig for one that is no good."""
-    label = f"Trigger word {_short(word)}" if word else "No trigger word"
-    return dataset.set_settings(label, replace(dataset.settings, trigger_word=word))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from security.patterns import Pattern
+from security.policy import MAX_PATTERN_SECONDS
 from trainer.dataset.captions import split_tags
 from trainer.dataset.tags import (
     blacklist,
@@ -206,7 +207,7 @@ def _replace_text(options: EditOptions) -> Change:
 
 
 def _replace_pattern(options: EditOptions) -> Change:
-    pattern = Pattern(options.find, ignore_case=options.ignore_case)
+    pattern = Pattern(options.find, ignore_case=options.ignore_case, seconds=MAX_PATTERN_SECONDS)
     return lambda caption: _tidied(caption, pattern.replace(caption, options.text))
 
 

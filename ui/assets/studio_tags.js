@@ -1,8 +1,8 @@
-// The Tags panel of the Dataset tab: the trigger word, the table of tags, and operations on captions with a preview.
+// The Tags panel of the Dataset tab: the table of tags, and operations on captions with a preview.
 (() => {
   "use strict";
   const { h, setText, redraw, call, notify, studio } = window.safelight;
-  const ROWS = 100; // of the table at once
+  const ROWS = 200; // of the table at once
   const TYPING_MS = 350;
   const INPUTS = {
     tags: ["Tags", "one or more, with commas between them"],
@@ -25,31 +25,12 @@
     let loaded = 0;
     let stale = true;
 
-    // ---- the trigger word -------------------------------------------------------------------------------------
-
-    const trigger = field("studio-trigger", { maxlength: "200" });
-    const in_captions = h("input", { type: "checkbox", id: "studio-trigger-first", checked: true });
-    const trigger_form = h(
-      "form",
-      { class: "sl-bar" },
-      h("label", { for: trigger.id }, "Trigger word", trigger),
-      h("label", { class: "sl-choice", for: in_captions.id }, in_captions, "Write it first in every caption"),
-      h("button", { class: "sl-button" }, "Set the trigger word"),
-    );
-    trigger_form.addEventListener("submit", async (event) => {
-      event.preventDefault();
-      if (!in_captions.checked || !trigger.value.trim()) return void (await studio.act(server, "keep_trigger", { text: trigger.value }));
-      fill("trigger", { text: trigger.value.trim() });
-      await preview();
-      apply_button.focus();
-    });
-
     // ---- the table of tags ------------------------------------------------------------------------------------
 
     const search = field("studio-tag-search", { type: "search", placeholder: "part of a tag" });
     const order = h("select", { id: "studio-tag-order", class: "sl-select" }, h("option", { value: "count" }, "most pictures first"), h("option", { value: "name" }, "by name"));
     const summary = h("p", { class: "sl-muted", role: "status" });
-    const body = h("tbody");
+    const list = h("ul", { class: "sl-tags" });
     const more = button("Show more tags", () => {
       shown += ROWS;
       draw_table();
@@ -77,20 +58,21 @@
       const found = table.tags.filter(([tag]) => tag.toLowerCase().includes(words));
       if (order.value === "name") found.sort(([one], [other]) => one.localeCompare(other));
       setText(summary, `${found.length.toLocaleString("en")} of ${table.num_tags.toLocaleString("en")} tags in ${studio.scope_text()}`);
-      redraw(body, [found.slice(0, shown), [...chosen]], () => found.slice(0, shown).map(tag_row));
+      redraw(list, [found.slice(0, shown), [...chosen]], () => found.slice(0, shown).map(tag_item));
       more.hidden = found.length <= shown;
       setText(chosen_note, chosen.size ? `${chosen.size} chosen` : "Choose tags to work with them.");
       for (const one of with_chosen) one.disabled = !chosen.size;
     }
 
-    function tag_row([tag, pictures], index) {
+    function tag_item([tag, pictures], index) {
       const box = h("input", { type: "checkbox", id: `studio-tag-${index}`, "data-key": tag, checked: chosen.has(tag) });
       box.addEventListener("change", () => {
         if (box.checked) chosen.add(tag);
         else chosen.delete(tag);
         draw_table();
       });
-      return h("tr", {}, h("td", {}, h("label", { class: "sl-choice", for: box.id }, box, h("span", {}, tag))), h("td", { class: "sl-count" }, pictures.toLocaleString("en")));
+      const count = h("span", { class: "sl-muted" }, pictures.toLocaleString("en"), h("span", { class: "sl-hidden" }, pictures === 1 ? " picture" : " pictures"));
+      return h("li", {}, h("label", { class: "sl-choice", for: box.id }, box, h("span", {}, tag), " ", count));
     }
 
     // ---- the operation ----------------------------------------------------------------------------------------
@@ -214,7 +196,6 @@
         if (number !== loaded) return;
         stale = false;
         if (whole || !panel.is_open()) studio.tags = answer.tags;
-        if (answer.trigger_word !== table.trigger_word || !trigger.value) trigger.value = answer.trigger_word;
         table = answer;
       } catch (error) {
         if (number === loaded) setText(summary, error.message);
@@ -241,6 +222,7 @@
     });
     order.addEventListener("change", draw_table);
     choice.addEventListener("change", () => {
+      if (choice.value === "trigger" && table.trigger_word) inputs.text.value = table.trigger_word;
       draw_form();
       soon();
     });
@@ -250,7 +232,6 @@
       chosen = new Set();
       shown = ROWS;
       table = { tags: [], num_tags: 0, trigger_word: "" };
-      trigger.value = "";
       show_plan(null);
     });
     studio.on("rows", load_soon);
@@ -258,15 +239,9 @@
     panel.on_open(load_soon);
 
     panel.body.append(
-      trigger_form,
       h("div", { class: "sl-bar" }, h("label", { for: search.id }, "Search the tags", search), h("label", { for: order.id }, "Order", order)),
       summary,
-      h(
-        "div",
-        { class: "sl-tags", role: "region", tabindex: "0", "aria-label": "Tags" },
-        h("table", { class: "sl-table" }, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Tag"), h("th", { scope: "col", class: "sl-count" }, "Pictures"))), body),
-        more,
-      ),
+      h("div", { class: "sl-tag-box", role: "region", tabindex: "0", "aria-label": "Tags" }, list, more),
       h("div", { class: "sl-actions" }, ...with_chosen, chosen_note),
       h("h4", {}, "Change captions"),
       form,

@@ -1,4 +1,4 @@
-"""The Tags panel: the dataset's tags, operations on them with a preview, the trigger word."""
+"""The Tags panel: the dataset's tags, and operations on captions with a preview."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from trainer.dataset.captions import split_tags
 from trainer.dataset.studio import Dataset
-from trainer.dataset.tag_edits import EditPlan, apply_plan, editable_captions, plan_dataset_edit, set_trigger_word
+from trainer.dataset.tag_edits import EditPlan, apply_plan, editable_captions, plan_dataset_edit
 from trainer.dataset.tag_operations import OPERATIONS, EditOptions
 from trainer.dataset.tags import count_tags
 from ui.messages import ShownError, text_of
@@ -61,13 +61,7 @@ def _functions(services: Services) -> Sequence[Answer]:
             apply_plan(dataset, plan)
         return {"text": f"{plan.label}: {_captions_text(len(plan.after))} changed."}
 
-    def keep_trigger(argument: Any = None) -> dict[str, Any]:
-        """The trigger word for training, without writing it into the captions."""
-        word = _field(argument, "text").strip()
-        set_trigger_word(opened(argument), word)
-        return {"text": f"The trigger word is {word}." if word else "There is no trigger word any more."}
-
-    return [tag_operations, tag_table, preview_edit, apply_edit, keep_trigger]
+    return [tag_operations, tag_table, preview_edit, apply_edit]
 
 
 TAGS_PANEL = Panel("tags", _functions)
@@ -104,11 +98,22 @@ def _field(argument: Any, key: str) -> str:
     return value
 
 
+def _faults_text(number: int) -> str:
+    if not number:
+        return ""
+    return f" {_captions_text(number)} can't be read and {'stays as it is' if number == 1 else 'stay as they are'}."
+
+
+def _faults_text(number: int) -> str:
+    if not number:
+        return ""
+    return f" {_captions_text(number)} can't be read and {'stays as it is' if number == 1 else 'stay as they are'}."
+
+
 def _preview(plan: EditPlan, num_faults: int) -> dict[str, Any]:
     names = list(plan.after)[:SHOWN_EXAMPLES]
     return {
-        "sentence": plan.sentence
-        + (f" {_captions_text(num_faults)} can't be read and stay as they are." if num_faults else ""),
+        "sentence": plan.sentence + _faults_text(num_faults),
         "changed": len(plan.after),
         "applies": plan.applies,
         "digest": plan.digest,
