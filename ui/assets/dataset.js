@@ -248,7 +248,9 @@
     studio.on("dataset", draw_dataset);
     studio.on("rows", draw_dataset);
     studio.on("panels", draw_panels);
-    watch("value", () => studio.set_training(props.value?.training));
+    const follow_form = () => props.value?.training && studio.set_training(props.value.training);
+    watch("value", follow_form);
+    follow_form();
     draw_panels();
     studio.attach(element, server);
     studio.load(new URL(window.location.href).searchParams.get("dataset") || "");

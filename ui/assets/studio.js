@@ -86,7 +86,8 @@
   studio.max_tokens = () => Number(studio.training["dataset.max_token_length"]) || 75;
 
   studio.set_training = (values) => {
-    studio.training = values || {};
+    if (JSON.stringify(values) === JSON.stringify(studio.training)) return;
+    studio.training = values;
     studio.emit("training");
   };
 

@@ -19,7 +19,8 @@
     const open = h("button", { type: "button", class: "sl-thumb", "data-name": name }, image);
     const tick = h("input", { type: "checkbox", tabindex: "-1", "aria-label": `Select ${name}` });
     const box = h("textarea", { class: "sl-field", "aria-label": `Caption of ${name}`, spellcheck: "false", "data-name": name });
-    const file = h("span", { class: "sl-file", title: name }, name.split("/").at(-1));
+    const cut = name.lastIndexOf("/") + 1;
+    const file = h("span", { class: "sl-file", title: name }, h("span", {}, name.slice(0, cut)), h("span", {}, name.slice(cut)));
     const facts = h("span", {});
     const tokens = h("span", { class: "sl-tokens" });
     const state = h("span", { class: "sl-saved", role: "status" });
@@ -29,7 +30,7 @@
       { class: "sl-cell sl-picture", "data-picture": name },
       open,
       h("label", { class: "sl-tick" }, tick),
-      h("div", { class: "sl-words" }, box, h("p", { class: "sl-small-facts" }, file, facts, tokens, state), problem),
+      h("div", { class: "sl-words" }, box, h("p", { class: "sl-small-facts" }, file, state), h("p", { class: "sl-small-facts" }, facts, tokens, problem)),
     );
     let drawn = null;
 

@@ -390,7 +390,9 @@
       read_facts();
     });
     studio.on("problems", arrange);
-    studio.on("training", () => read_crops((reading += 1)));
+    studio.on("training", () => {
+      if (studio.rows.length) read_facts();
+    });
     studio.on("selection", refresh);
     studio.on("caption", ({ name, words, tone }) => cards.get(name)?.tell(words, tone));
     studio.on("row", () => {

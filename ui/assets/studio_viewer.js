@@ -31,8 +31,8 @@
     const shade = frame.parentNode;
     const title = h("h2", { id: "sl-look-title" });
     const position = h("span", { class: "sl-muted" });
-    const before = h("button", { type: "button", class: "sl-button", "aria-label": "Picture before (left arrow)", onclick: () => go(-1) }, "◂");
-    const after = h("button", { type: "button", class: "sl-button", "aria-label": "Next picture (right arrow)", onclick: () => go(1) }, "▸");
+    const before = h("button", { type: "button", class: "sl-button sl-look-arrow", "aria-label": "Picture before (left arrow)", onclick: () => go(-1) }, "←");
+    const after = h("button", { type: "button", class: "sl-button sl-look-arrow", "aria-label": "Next picture (right arrow)", onclick: () => go(1) }, "→");
     const close = h("button", { type: "button", class: "sl-button", onclick: () => dialog.close() }, "Close");
     const box = h("textarea", { class: "sl-field", id: "sl-look-caption", rows: "7", spellcheck: "false" });
     const tokens = h("span", { class: "sl-tokens" });
@@ -49,7 +49,8 @@
       h("legend", {}, "What training sees"),
       crop_text,
       h("label", { for: zoom.id }, "Nearer ( + − or the wheel )", zoom),
-      h("div", { class: "sl-actions" }, reset, h("label", { class: "sl-choice" }, hide, "Show the frame")),
+      reset,
+      h("label", { class: "sl-choice" }, hide, "Show the frame"),
     );
     const tools = h("div", { class: "sl-actions", role: "group", "aria-label": "Tools" });
     const side_tool = h("div", { class: "sl-look-tool" });
@@ -183,7 +184,9 @@
       put(frame, { left: crop.left * rect.scale, top: crop.top * rect.scale, width: crop.width * rect.scale, height: crop.height * rect.scale });
       const share = Math.round((100 * crop.width * crop.height) / (row.width * row.height));
       const enlarged = row.bucket[0] / crop.width;
-      const text = `${row.bucket[0]}×${row.bucket[1]} of it, ${share}% of the picture${enlarged > 1.01 ? `, enlarged ${enlarged.toFixed(1)}×` : ""}. ${mark ? "Chosen by hand." : "The middle."}`;
+      const part = share >= 100 ? "The whole picture" : `${share}% of the picture`;
+      const made = enlarged > 1.01 ? `, enlarged ${enlarged.toFixed(1)}×` : "";
+      const text = `${part} as ${row.bucket[0]}×${row.bucket[1]} pixels${made}. ${mark ? "Chosen by hand." : share >= 100 ? "" : "From the middle; drag the frame to choose."}`.trim();
       setText(crop_text, text);
       frame.setAttribute("aria-label", `Crop of ${row.name}: ${text} Arrow keys move it, plus and minus zoom.`);
       frame.classList.toggle("sl-crop-whole", share >= 100);
