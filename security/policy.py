@@ -102,6 +102,8 @@ MAX_REQUEST_BODY_BYTES = 16 * MIB
 """Largest request body other than an upload: a few thousand edited captions fit."""
 MAX_UPLOAD_BYTES = 2 * 1024 * MIB
 """Largest upload request. Larger model files are copied into the models folder or chosen by their path."""
+MAX_UPLOADS_PER_LOGIN = 8
+"""Most uploads in pieces that one login may have open; the one that began first goes."""
 MAX_LOGIN_BODY_BYTES = 4096
 """Largest body of the login form: one password."""
 BODY_IDLE_SECONDS = 30.0
@@ -279,6 +281,7 @@ OFFLINE_VARIABLES: dict[str, str] = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
     "DISABLE_TELEMETRY": "1",
+    "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime since 1.29: an id in the user's cache, and a report of every network opened
     "DO_NOT_TRACK": "1",
 }
 """Keeps the model libraries from opening connections, running code that a model brought, and reporting home."""

@@ -57,6 +57,7 @@ class Names(StrEnum):
     PATH = "path"  # session_hash, the last part
     UPLOAD = "upload"  # upload_id in the query; the answer names the files
     PROGRESS = "progress"  # upload_id in the query
+    PIECE = "piece"  # the same, at the page's own route for uploads
     FILE = "file"  # the path behind "file="
 
 
@@ -102,6 +103,7 @@ DOOR_ROUTES = {
 """What the door answers itself, on a page with a password."""
 
 _OWN_FILE = Route(re.compile(r".*", re.DOTALL), _GET)
+_OWN_UPLOAD = Route(re.compile(r".*"), _POST, names=Names.PIECE)
 _DROPPED_HEADERS = frozenset(
     name.encode()
     for name in (
@@ -131,6 +133,7 @@ class DoorSettings:
     `host_names`: further names, without a port, in small letters. Raises RefusedConfig if one of them is set without
     `credentials`, or for a host name that is none.
     `file_prefixes`: paths such as "/files/" below which the page serves files by routes of its own (GET, logged in).
+    `upload_path`: where the page takes pieces of uploads (POST, logged in, an upload_id of the same login in the query).
     """
 
     credentials: Credentials | None = None
@@ -138,6 +141,7 @@ class DoorSettings:
     sharing: Sharing | None = None
     host_names: tuple[str, ...] = ()
     file_prefixes: tuple[str, ...] = ()
+    upload_path: str = ""
     max_upload_bytes: int = MAX_UPLOAD_BYTES
 
     def __post_init__(self) -> None:
@@ -296,8 +300,12 @@ class Door:
         """The route of a request. Raises RefusedRequest: 404 if it is closed, 405 for another method."""
         if "deep_link" in visit.query:  # would show the inputs of another page
             raise RefusedRequest("Not found", 404)
-        is_own_file = visit.path.startswith(self._settings.file_prefixes)
-        matching = [_OWN_FILE] if is_own_file else [route for route in ROUTES if route.pattern.fullmatch(visit.path)]
+        if visit.path == self._settings.upload_path:
+            matching = [_OWN_UPLOAD]
+        elif visit.path.startswith(self._settings.file_prefixes):
+            matching = [_OWN_FILE]
+        else:
+            matching = [route for route in ROUTES if route.pattern.fullmatch(visit.path)]
         if not matching:
             raise RefusedRequest("Not found", 404)
         for route in matching:
@@ -329,6 +337,8 @@ class Door:
             case Names.PATH:
                 self._owned.claim(login, Kind.SESSION, visit.path.rpartition("/")[2])
             case Names.PROGRESS:
+                self._owned.claim(login, Kind.UPLOAD, visit.only("upload_id"))
+            case Names.PIECE:
                 self._owned.claim(login, Kind.UPLOAD, visit.only("upload_id"))
             case Names.UPLOAD if "upload_id" in visit.query:
                 self._owned.claim(login, Kind.UPLOAD, visit.only("upload_id"))

@@ -94,8 +94,7 @@ def _connect(page: gr.Blocks, services: Services, tabs: gr.Tabs, strip: gr.HTML,
     ).then(train.look, watched, told, **QUIET)
     models.view.arrived(train.library_choices, None, train.library_fields, **QUIET)
     dataset.view.use(use, None, [tabs, folder], **PRIVATE).then(train.look, watched, told, **QUIET)
-    for imported in (models.imported, *dataset.imported):
-        imported.then(train.library_choices, None, train.library_fields, **QUIET)
+    models.imported.then(train.library_choices, None, train.library_fields, **QUIET)
     strip.state(train.start_label, None, train.start, **QUIET)
     page.load(opening_tab, None, tabs, **QUIET)
     page.load(train.library_choices, None, train.library_fields, **QUIET).then(

@@ -15,11 +15,12 @@ from starlette.routing import Route
 from security.errors import SafelightError
 from security.policy import IMAGE_SUFFIXES
 from security.roots import Root
-from trainer.dataset.scan import find_dataset, list_datasets
+from trainer.dataset.scan import dataset_names, find_dataset
 from trainer.dataset.thumbnails import thumbnail_of
 from trainer.runs import RunFolder
 from trainer.workspace import Workspace
 from ui.services import Services
+from ui.studio.importing import upload_route
 from ui.views import FILES_PREFIX
 
 DOWNLOAD_SUFFIXES = frozenset({".safetensors", ".toml"})
@@ -67,12 +68,16 @@ def routes(services: Services) -> list[Route]:
     return [
         Route(f"/{FILES_PREFIX}/runs/{{run}}/{{path:path}}", run_file, methods=["GET"]),
         Route(f"/{FILES_PREFIX}/datasets/{{dataset}}/{{path:path}}", dataset_file, methods=["GET"]),
+        upload_route(services),
     ]
 
 
 def _library_folder(workspace: Workspace, dataset: str) -> Path:
-    """The folder of a dataset of the library, by name only: an address must not reach other folders."""
-    if dataset not in {info.name for info in list_datasets(workspace)}:
+    """The folder of a dataset of the library, by name only: an address must not reach other folders.
+
+    Asked for every thumbnail, so no dataset's pictures are counted for it.
+    """
+    if dataset not in dataset_names(workspace):
         raise SafelightError(f"There is no dataset named {dataset!r}.")
     return find_dataset(workspace, dataset)
 

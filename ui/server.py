@@ -166,6 +166,7 @@ def _launch(options: ServeOptions, port: int, services: Services) -> Blocks:
     from ui.app import build_app
     from ui.downloads import routes
     from ui.looks import theme
+    from ui.studio.importing import UPLOAD_PATH
     from ui.views import FILES_PREFIX
     from ui.widgets import ASSETS_DIR, page_head
 
@@ -176,6 +177,7 @@ def _launch(options: ServeOptions, port: int, services: Services) -> Blocks:
         sharing=entrance.sharing if entrance else None,
         host_names=options.host_names,
         file_prefixes=(f"/{FILES_PREFIX}/",),
+        upload_path=UPLOAD_PATH,
     )
     app_kwargs: dict[str, Any] = {
         "routes": routes(services),

@@ -27,6 +27,7 @@ SCRIPTS = (
     "dataset",
     "studio_grid",
     "studio_viewer",
+    "studio_import",
     "studio_tags",
     "form",
     "access",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from security.errors import FailedDownload, RefusedConfig, RefusedFile, RefusedUrl
+from security.errors import FailedDownload, RefusedConfig, RefusedFile, RefusedUrl, SafelightError
 from security.fetch import Wanted
 from security.policy import MAX_MODEL_BYTES, Service
 from security.redaction import refuse_secrets
@@ -33,12 +33,14 @@ from tests.security.test_urls import REFUSED_REDIRECTS
 from tests.security.test_weights import OTHER_FILES
 from tests.test_architecture import BANNED_KEYWORDS, PRODUCT, Source, banned_call_faults
 from trainer.config.files import dump_config, parse_config
-from trainer.dataset.scan import import_pictures
+from trainer.dataset.importing import import_paths
+from trainer.dataset.studio import Studio
 from trainer.demo import demo_config
 from trainer.models import civitai, huggingface
 from trainer.models.checks import AV_VARIABLE, check_quarantined
 from trainer.models.plans import RefusedModel
 from trainer.models.sources import CivitaiSource, HuggingFaceSource
+from trainer.tasks import TaskControl
 from trainer.workspace import Workspace
 
 TOKEN = "hf_" + "ClaimOfTheSeedNotReal" * 2
@@ -67,8 +69,10 @@ def test_s19_the_content_decides_whatever_the_ending(tmp_path: Path) -> None:
     for number, (data, _) in enumerate(NO_PICTURES.values()):
         sources.append(tmp_path / f"{number}.png")
         sources[-1].write_bytes(data)
-    report = import_pictures(workspace, "set", sources)
-    assert report.added == () and len(report.skipped) == len(NO_PICTURES) > 10
+    control = TaskControl()
+    with pytest.raises(SafelightError, match=f"nothing was changed. {len(NO_PICTURES)} left out"):
+        import_paths(Studio(workspace), "set", sources, control)
+    assert len(NO_PICTURES) > 10 and not list(workspace.datasets_dir.iterdir())
 
 
 def test_s20_no_download_is_larger_than_allowed(bench: Bench) -> None:

@@ -49,9 +49,11 @@ from tests.security.test_weights import BAD_HEADERS
 from tests.security.weight_files import write_one_tensor, write_weights
 from tests.test_architecture import PRODUCT, banned_call_faults
 from trainer.config.files import parse_config
-from trainer.dataset.scan import import_pictures
+from trainer.dataset.importing import import_paths
+from trainer.dataset.studio import Studio
 from trainer.models.detect import detect
 from trainer.models.sources import parse_source
+from trainer.tasks import TaskControl
 from trainer.workspace import Workspace
 from ui.messages import ShownError, known_errors
 
@@ -73,7 +75,7 @@ def typed_everywhere(text: str, workspace: Workspace) -> None:
         lambda: resolve_user_path(text, None),
         lambda: safe_name(text),
         lambda: parse_config({"name": text, "model": {"base": text}, "dataset": {"folder": text}}),
-        lambda: import_pictures(workspace, text, []),
+        lambda: import_paths(Studio(workspace), text, [], TaskControl()),
         lambda: parse_source(text, parse_typed),
     ):
         with contextlib.suppress(SafelightError, ValueError):

@@ -94,7 +94,6 @@ WRITERS: dict[str, str] = {
     "trainer/models/fetching.py": "the quarantine of a download",
     "trainer/models/provenance.py": "the note beside a model that goes",
     "trainer/dataset/thumbnails.py": "thumbnails in the cache",
-    "ui/tabs/dataset.py": "uploads into a staging folder, before they are looked at",
 }
 """Files outside of security/ that write, move or delete by path, and what. All else goes through `security.roots`."""
 _WRITES = frozenset(

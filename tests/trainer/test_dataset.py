@@ -14,11 +14,7 @@ from trainer.dataset.buckets import Placement, bucket_sizes, place
 from trainer.dataset.captions import read_caption, training_caption, with_trigger
 from trainer.dataset.scan import (
     Picture,
-    collect_sources,
     find_dataset,
-    import_pictures,
-    list_datasets,
-    save_caption,
     scan_folder,
 )
 from trainer.workspace import Workspace
@@ -134,61 +130,8 @@ def test_a_folder_is_read_with_repeats_and_reasons(tmp_path) -> None:
     assert "8x8" in reasons["tiny.png"]
 
 
-def test_import_keeps_captions_overwrites_nothing_and_says_what_was_left_out(tmp_path) -> None:
+def test_foreign_names_and_folders_are_refused(tmp_path) -> None:
     workspace = Workspace.open(tmp_path / "space")
-    source = tmp_path / "in"
-    source.mkdir()
-    Image.new("RGB", (64, 64), "red").save(source / "a.png")
-    (source / "a.txt").write_text("red", encoding="utf-8")
-    (source / "b.png").write_bytes(b"no picture")
-    first = import_pictures(workspace, "hats", [*collect_sources(source), source / "b.png"])
-    assert first.added == ("a.png",) and "b.png" in dict(first.skipped)
-    Image.new("RGB", (64, 64), "blue").save(source / "a.png")
-    second = import_pictures(workspace, "hats", collect_sources(source))
-    assert second.added == ("a-2.png",)
-    folder = find_dataset(workspace, "hats")
-    assert Image.open(folder / "a.png").getpixel((0, 0)) == (255, 0, 0)
-    assert (folder / "a.txt").read_text(encoding="utf-8") == "red"
-    save_caption(workspace, "hats", "a.png", "crimson\nhat")
-    assert (folder / "a.txt").read_text(encoding="utf-8") == "crimson hat"
-    assert {info.name: info.num_pictures for info in list_datasets(workspace)}["hats"] == 2
-
-
-def test_a_picture_whose_caption_is_refused_is_left_out_whole(tmp_path) -> None:
-    workspace = Workspace.open(tmp_path / "space")
-    source = tmp_path / "in"
-    source.mkdir()
-    Image.new("RGB", (64, 64), "red").save(source / "a.png")
-    (source / "a.txt").write_bytes("Käse".encode("latin-1"))
-    report = import_pictures(workspace, "hats", collect_sources(source))
-    assert report.added == () and "not UTF-8" in dict(report.skipped)["a.png"]
-    assert list(find_dataset(workspace, "hats").iterdir()) == []
-    (source / "a.txt").write_text("Käse", encoding="utf-8")
-    assert import_pictures(workspace, "hats", collect_sources(source)).added == ("a.png",)
-
-
-def test_captions_with_an_ending_in_capitals_come_too(tmp_path) -> None:
-    workspace = Workspace.open(tmp_path / "space")
-    source = tmp_path / "in"
-    source.mkdir()
-    Image.new("RGB", (64, 64), "red").save(source / "a.png")
-    (source / "a.TXT").write_text("a red hat", encoding="utf-8")
-    (source / "notes.TXT").write_text("belongs to no picture", encoding="utf-8")
-    report = import_pictures(workspace, "hats", collect_sources(source))
-    assert report.added == ("a.png",) and report.skipped == ()
-    assert (find_dataset(workspace, "hats") / "a.txt").read_text(encoding="utf-8") == "a red hat"
-
-
-def test_embedded_and_foreign_names_are_refused(tmp_path) -> None:
-    workspace = Workspace.open(tmp_path / "space")
-    with pytest.raises(SafelightError, match="embedded"):
-        import_pictures(workspace, "ink", [])
-    with pytest.raises(SafelightError):
-        import_pictures(workspace, "../out", [])
-    with pytest.raises(SafelightError, match="embedded"):
-        save_caption(workspace, "ink", "a.png", "x")
-    with pytest.raises(SafelightError):
-        save_caption(workspace, "hats", "../../a.png", "x")
     with pytest.raises(SafelightError, match="no dataset named"):
         find_dataset(workspace, "nothing")
     with pytest.raises(SafelightError, match="no folder"):

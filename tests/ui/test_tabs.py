@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,8 @@ import gradio as gr
 import pytest
 from PIL import Image
 
-from tests.security.zip_files import HOSTILE, Member, write_zip, zip_bytes
 from tests.ui.runs_on_disk import run_folder
-from trainer.config.schema import DatasetConfig
-from trainer.dataset.scan import scan_folder
-from trainer.demo import BASE_DIR, INK_DIR
+from trainer.demo import BASE_DIR
 from ui.monitor import RunMonitor
 from ui.services import Services
 from ui.tabs.access import access_tab
@@ -116,35 +112,9 @@ def test_a_model_that_may_hold_code_is_refused_in_words(services: Services, tmp_
     assert tab.click(tab.parts.import_button, "https://example.com/x.safetensors", "", False)["tone"] == "bad"
 
 
-def test_uploaded_pictures_meet_their_captions_and_the_rest_is_told(services: Services, tmp_path: Path) -> None:
-    tab = Built(dataset_tab, services)
-    uploads = []
-    for number, (name, data) in enumerate(
-        [("a.png", "red"), ("a.txt", "a red <b>square</b>"), ("b.txt", "alone"), ("bad.png", None), ("a.png", "blue")]
-    ):
-        path = tmp_path / str(number) / name
-        path.parent.mkdir()
-        if name.endswith(".txt"):
-            path.write_text(str(data))
-        elif data:
-            Image.new("RGB", (64, 64), data).save(path)
-        else:
-            path.write_bytes(b"no picture")
-        uploads.append(str(path))
-    told, cleared = tab.click(tab.parts.upload_button, "mine", uploads)
-    assert cleared is None
-    assert told["text"] == "2 pictures added to mine. 2 left out:"
-    assert {name for name, _ in told["skipped"]} == {"b.txt", "bad.png"}
-    shown = tab.parts.view.studio_rows({"dataset": "mine"})
-    assert sorted(picture["caption"] for picture in shown["rows"]) == ["", "a red <b>square</b>"]
-    assert not list((services.workspace.cache_dir / "uploads").iterdir())
-
-
-def test_a_folder_is_imported_and_its_captions_can_be_changed(services: Services) -> None:
-    tab = Built(dataset_tab, services)
-    told = tab.click(tab.parts.folder_button, "copy", str(INK_DIR))
-    assert told["tone"] == "good", told
-    view = tab.parts.view
+def test_captions_of_a_dataset_can_be_changed_but_not_the_embedded_ones(services: Services) -> None:
+    services.studio.copy("ink", "copy")
+    view = drawn(dataset_tab, services).view
     picture = view.studio_rows({"dataset": "copy"})["rows"][0]
     changed = {"dataset": "copy", "picture": picture["name"], "text": "  new\ncaption ", "before": picture["caption"]}
     assert view.save_caption(changed)["caption"] == "new caption"
@@ -177,96 +147,8 @@ def test_a_name_that_is_no_utf8_does_not_hide_the_other_pictures(services: Servi
     assert json.dumps(state, ensure_ascii=False).encode()
 
 
-def zip_of_a_set(path: Path, **more: bytes) -> Path:
-    """An archive with a repeat folder, captions, and what an archive brings besides."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    members = {
-        "10_mira/a.png": picture_bytes(), "10_mira/a.txt": b"a red square", "b.png": picture_bytes("blue"),
-        "alone.txt": b"no picture", "bad.png": b"<html>", "run.exe": b"MZ", "__MACOSX/._b.png": b"x", **more,
-    }  # fmt: skip
-    return write_zip(path, *[Member(name, data) for name, data in members.items()])
-
-
-@pytest.mark.parametrize("way", ["upload", "path"])
-def test_an_archive_is_imported_with_its_folders_and_the_rest_is_told(
-    services: Services, tmp_path: Path, way: str
-) -> None:
-    tab = Built(dataset_tab, services)
-    archive = zip_of_a_set(tmp_path / "up" / "set.ZIP")
-    if way == "upload":
-        (tmp_path / "up" / "c.png").write_bytes(picture_bytes("green"))
-        told, _ = tab.click(tab.parts.upload_button, "mine", [str(archive), str(tmp_path / "up" / "c.png")])
-    else:
-        told = tab.click(tab.parts.folder_button, "mine", str(archive))
-    count = 3 if way == "upload" else 2
-    assert told["text"] == f"{count} pictures added to mine. 4 left out:", told
-    assert told["tone"] == "good"
-    reasons = dict(told["skipped"])
-    assert reasons["run.exe"] == "a .exe file"
-    assert "It is a web page" in reasons["bad.png"]
-    assert reasons["alone.txt"] == "a caption without its picture"
-    assert reasons["1 hidden file"] == "names with a dot in front, or of macOS"
-    shown = {row["name"]: row["caption"] for row in tab.parts.view.studio_rows({"dataset": "mine"})["rows"]}
-    assert shown == {"10_mira/a.png": "a red square", "b.png": ""} | ({"c.png": ""} if way == "upload" else {})
-    scan = scan_folder(services.workspace.datasets_dir / "mine", DatasetConfig())
-    assert {picture.path.name: picture.repeats for picture in scan.pictures}["a.png"] == 10
-    assert not list((services.workspace.cache_dir / "uploads").iterdir())
-
-
-def test_the_folders_of_an_imported_folder_stay_too(services: Services, tmp_path: Path) -> None:
-    tab = Built(dataset_tab, services)
-    (tmp_path / "in" / "5_hats").mkdir(parents=True)
-    (tmp_path / "in" / "5_hats" / "a.png").write_bytes(picture_bytes())
-    for expected in ("5_hats/a.png", "5_hats/a-2.png"):
-        told = tab.click(tab.parts.folder_button, "mine", str(tmp_path / "in"))
-        assert told["text"] == "1 picture added to mine."
-        assert (services.workspace.datasets_dir / "mine" / expected).is_file()
-
-
-@pytest.mark.parametrize("case", ["climbs out", "link", "bomb", "encrypted", "files share bytes", "tar", "late damage"])
-def test_a_hostile_archive_adds_nothing_and_leaves_nothing(services: Services, tmp_path: Path, case: str) -> None:
-    """Also not the sound files that were chosen together with it."""
-    tab = Built(dataset_tab, services)
-    archive = tmp_path / "up" / "set.zip"
-    archive.parent.mkdir()
-    bad = Member("z.png", b"x", local={"checksum": 1}, central={"checksum": 1})
-    archive.write_bytes(HOSTILE[case][0]() if case in HOSTILE else zip_bytes([Member("a.png", picture_bytes()), bad]))
-    before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
-    told = tab.click(tab.parts.folder_button, "mine", str(archive))
-    assert told["tone"] == "bad" and "set.zip" in told["text"], told
-    left = {services.workspace.cache_dir.relative_to(tmp_path) / "uploads"}
-    assert {path.relative_to(tmp_path) for path in tmp_path.rglob("*")} - set(before) <= left
-    (tmp_path / "up" / "ok.png").write_bytes(picture_bytes())
-    told, _ = tab.click(tab.parts.upload_button, "mine", [str(tmp_path / "up" / "ok.png"), str(archive)])
-    assert told["tone"] == "bad"
-    assert not list(services.workspace.datasets_dir.iterdir())
-    assert not list((services.workspace.cache_dir / "uploads").iterdir())
-
-
-def test_what_a_killed_program_left_is_cleared_by_the_next_import(services: Services, tmp_path: Path) -> None:
-    uploads = services.workspace.cache_dir / "uploads"
-    for name, age in (("old", 2 * 24 * 3600), ("running", 60)):
-        (uploads / name).mkdir(parents=True)
-        (uploads / name / "a.png").write_bytes(b"x")
-        then = time.time() - age
-        os.utime(uploads / name, (then, then))
-    tab = Built(dataset_tab, services)
-    tab.click(tab.parts.folder_button, "mine", str(zip_of_a_set(tmp_path / "set.zip")))
-    assert [path.name for path in uploads.iterdir()] == ["running"]
-
-
-def test_a_shared_page_reaches_only_its_import_folder(shared_services: Services, tmp_path: Path) -> None:
+def test_a_shared_page_reaches_only_its_import_folder(shared_services: Services) -> None:
     services = shared_services
-    tab = Built(dataset_tab, services)
-    assert tab.click(tab.parts.folder_button, "stolen", str(INK_DIR))["tone"] == "bad"
-    inside = services.workspace.path / "import" / "set"
-    inside.mkdir()
-    Image.new("RGB", (64, 64)).save(inside / "a.png")
-    assert tab.click(tab.parts.folder_button, "fine", str(inside))["tone"] == "good"
-    outside = zip_of_a_set(tmp_path / "elsewhere" / "set.zip")
-    assert tab.click(tab.parts.folder_button, "stolen", str(outside))["tone"] == "bad"
-    fine = zip_of_a_set(services.workspace.path / "import" / "set.zip")
-    assert tab.click(tab.parts.folder_button, "fine", str(fine))["tone"] == "good"
     models = Built(models_tab, services)
     assert models.click(models.parts.import_button, str(BASE_DIR), "stolen", False)["tone"] == "bad"
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from security.archives import unpack
 from security.errors import RefusedFile, SafelightError
-from security.images import encoded, open_image, read_image_info
-from security.names import safe_name, same_name_key, sanitized_name
+from security.images import read_image_info
 from security.policy import IMAGE_SUFFIXES
 from security.roots import Root, resolve_user_folder
 from trainer.config.schema import DatasetConfig
@@ -69,15 +67,6 @@ class DatasetInfo:
     num_pictures: int
     num_captions: int
     builtin: bool
-
-
-@dataclass(frozen=True)
-class ImportReport:
-    """What came in, and (file name, reason) of what did not."""
-
-    name: str
-    added: tuple[str, ...]
-    skipped: tuple[tuple[str, str], ...]
 
 
 def picture_paths(folder: Path) -> list[Path]:
@@ -200,96 +189,19 @@ def find_dataset(workspace: Workspace, folder: str) -> Path:
     return inside
 
 
+def dataset_names(workspace: Workspace) -> list[str]:
+    """The embedded datasets and those of the workspace, by name; without a look at their pictures."""
+    with os.scandir(workspace.datasets_dir) as entries:
+        own = [one.name for one in entries if one.is_dir(follow_symlinks=False) and not one.name.startswith(".")]
+    return [*DEMO_DATASETS, *sorted(own)]
+
+
 def list_datasets(workspace: Workspace) -> list[DatasetInfo]:
     """The embedded datasets and those of the workspace, by name."""
-    own = {
-        path.name: path
-        for path in sorted(workspace.datasets_dir.iterdir())
-        if path.is_dir() and not path.is_symlink() and not path.name.startswith(".")
-    }
     infos = []
-    for name, path in [*DEMO_DATASETS.items(), *own.items()]:
+    for name in dict.fromkeys(dataset_names(workspace)):
+        path = DEMO_DATASETS.get(name, workspace.datasets_dir / name)
         pictures = picture_paths(path)
         captions = sum(picture.with_suffix(".txt").is_file() for picture in pictures)
         infos.append(DatasetInfo(name, path, len(pictures), captions, builtin=name in DEMO_DATASETS))
     return infos
-
-
-def collect_sources(folder: Path) -> list[Path]:
-    """The pictures and caption files of a folder on this machine, ready for `import_pictures`."""
-    pictures = picture_paths(folder)
-    named = {(picture.parent, picture.stem) for picture in pictures}
-    beside = (path for parent in {picture.parent for picture in pictures} for path in parent.iterdir())
-    captions = [path for path in beside if path.suffix.lower() == ".txt" and (path.parent, path.stem) in named]
-    return [*pictures, *sorted(path for path in captions if path.is_file())]
-
-
-def unpack_sources(archive: Path, folder: Path) -> tuple[list[Path], tuple[tuple[str, str], ...]]:
-    """Unpacks a zip archive into the new `folder`: its pictures and captions, ready for `import_pictures`.
-
-    Also returns (name, reason) of what stayed in the archive. Raises RefusedFile for an archive that is not sound.
-    """
-    done = unpack(archive, folder, (*IMAGE_SUFFIXES, ".txt"))
-    return list(done.files), done.skipped
-
-
-def import_pictures(workspace: Workspace, name: str, sources: Sequence[Path], base: Path | None = None) -> ImportReport:
-    """Copies pictures (re-encoded, without their metadata) and same-named .txt captions into a dataset of the workspace.
-
-    An existing dataset of that name is added to; files of the same name get a number, so nothing is overwritten. Pictures
-    below `base` keep the folders that they have there, `10_name` among them. Raises RefusedName for a bad name,
-    SafelightError for the name of an embedded dataset.
-    """
-    if safe_name(name, "dataset name") in DEMO_DATASETS:
-        raise SafelightError(f"{name} is the embedded dataset. Choose another name.")
-    target_dir = Root(workspace.datasets_dir).child(name)
-    target_dir.mkdir(exist_ok=True)
-    root = Root(target_dir)
-    captions = {(path.parent, path.stem): path for path in sources if path.suffix.lower() == ".txt"}
-    added: list[str] = []
-    skipped: list[tuple[str, str]] = []
-    used = set()
-    for source in (path for path in sources if path.suffix.lower() != ".txt"):
-        inside = base is not None and source.is_relative_to(base)
-        shown = source.relative_to(base).as_posix() if base is not None and inside else source.name
-        if source.suffix.lower() not in IMAGE_SUFFIXES:
-            skipped.append((shown, f"not a picture ({', '.join(sorted(IMAGE_SUFFIXES))})"))
-            continue
-        folders = [sanitized_name(part, "folder") for part in Path(shown).parts[:-1]]
-        folder = root.child(*folders) if folders else root.path
-        saved = folder / f"{_free_stem(folder, sanitized_name(source.stem, 'picture'))}.png"
-        try:
-            caption = captions.get((source.parent, source.stem))
-            if caption is not None:
-                used.add(caption)
-            text = read_caption(source, caption.suffix) if caption is not None else None  # first: it may be refused
-            root.write_bytes_atomic(saved, encoded(open_image(source), saved.suffix))
-            if text is not None:
-                root.write_text_atomic(saved.with_suffix(".txt"), text)
-            added.append(saved.relative_to(root.path).as_posix())
-        except (RefusedFile, OSError) as error:
-            skipped.append((shown, str(error)))
-    skipped.extend((path.name, "a caption without its picture") for path in captions.values() if path not in used)
-    return ImportReport(name, tuple(added), tuple(skipped))
-
-
-def _free_stem(folder: Path, stem: str) -> str:
-    taken = {same_name_key(path.stem) for path in folder.iterdir()} if folder.is_dir() else set()
-    number, candidate = 1, stem
-    while same_name_key(candidate) in taken:
-        number += 1
-        candidate = f"{stem}-{number}"
-    return candidate
-
-
-def save_caption(workspace: Workspace, dataset: str, picture: str, text: str) -> None:
-    """Writes the caption of one picture of a workspace dataset. Raises SafelightError for an embedded one."""
-    if dataset in DEMO_DATASETS:
-        raise SafelightError(
-            f"{dataset} is the embedded dataset and can't be changed. Import it under another name first."
-        )
-    root = Root(Root(workspace.datasets_dir).child(dataset))
-    path = root.child(*Path(picture).parts)
-    if not path.is_file() or path.suffix.lower() not in IMAGE_SUFFIXES:
-        raise SafelightError(f"There is no picture {picture!r} in {dataset}.")
-    root.write_text_atomic(path.with_suffix(".txt"), " ".join(text.split()))

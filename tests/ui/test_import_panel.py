@@ -1,0 +1,136 @@
+"""The Import panel, called as its script does: what was sent, folders and archives of this machine, refusals in words."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pytest
+from PIL import Image
+
+from tests.security.zip_files import Member, write_zip
+from trainer.demo import INK_DIR
+from trainer.tasks import TaskView
+from ui.services import Services
+from ui.studio.importing import uploads_of
+from ui.tabs.dataset import dataset_tab
+
+
+def panel_of(services: Services) -> Any:
+    with gr.Blocks():
+        return dataset_tab(services).panels["import"]
+
+
+def picture_bytes(color: str = "red") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), color).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def send(services: Services, upload_id: str, **files: bytes) -> None:
+    """As the browser does, without a login."""
+
+    async def body(data: bytes) -> AsyncIterator[bytes]:
+        yield data
+
+    for name, data in files.items():
+        sent = name.replace("__", "/").replace("_dot_", ".")
+        asyncio.run(uploads_of(services).get("", upload_id).take(sent, 0, len(data), body(data)))
+
+
+def over(services: Services, answer: dict[str, Any]) -> TaskView:
+    """The task that an answer names, once it has ended."""
+    assert "error" not in answer, answer
+    assert services.studio.tasks.wait(60)
+    return services.studio.tasks.get(answer["task"])
+
+
+def test_what_was_sent_is_imported_and_the_rest_is_told(services: Services) -> None:
+    panel = panel_of(services)
+    archive = write_zip(services.workspace.path / "x.zip", Member("z.png", picture_bytes("green"))).read_bytes()
+    send(services, "u1", a_dot_png=picture_bytes(), a_dot_txt=b"a red <b>square</b>", b_dot_txt=b"alone")
+    send(
+        services,
+        "u1",
+        bad_dot_png=b"no picture",
+        **{"5_hats__c_dot_png": picture_bytes("blue"), "set_dot_zip": archive},
+    )
+    view = over(services, panel.import_sent({"dataset": " mine ", "upload": "u1"}))
+    assert (view.state, view.dataset, view.kind) == ("done", "mine", "import")
+    assert view.message == "3 pictures added to mine, 1 with a caption. 2 left out."
+    assert {name for name, _ in view.skipped} == {"b.txt", "bad.png"}
+    assert "bad.png is not a PNG" in dict(view.skipped)["bad.png"]
+    dataset = services.studio.open("mine")
+    assert set(dataset.pictures()) == {"a.png", "5_hats/c.png", "z.png"}
+    assert dataset.captions() == {"a.png": "a red <b>square</b>"}
+    assert not list((services.workspace.cache_dir / "studio").iterdir())
+    assert "not here any more" in panel.import_sent({"dataset": "mine", "upload": "u1"})["error"]
+
+
+def test_a_file_that_did_not_come_whole_is_told_and_costs_nothing_else(services: Services) -> None:
+    panel = panel_of(services)
+
+    async def half() -> AsyncIterator[bytes]:
+        yield picture_bytes()[:40]
+
+    send(services, "u1", a_dot_png=picture_bytes())
+    asyncio.run(uploads_of(services).get("", "u1").take("half.png", 0, 4000, half()))
+    view = over(services, panel.import_sent({"dataset": "mine", "upload": "u1"}))
+    assert view.state == "done" and dict(view.skipped) == {"half.png": "it did not come whole"}
+
+
+def test_what_is_not_wanted_any_more_is_deleted(services: Services) -> None:
+    panel = panel_of(services)
+    send(services, "u1", a_dot_png=picture_bytes())
+    assert len(list((services.workspace.cache_dir / "studio").iterdir())) == 1
+    assert panel.drop_sent({"upload": "u1"}) == {}
+    assert not list((services.workspace.cache_dir / "studio").iterdir())
+    assert panel.drop_sent({"upload": "u1"}) == {}
+
+
+def test_a_folder_and_an_archive_of_this_machine(services: Services, tmp_path: Path) -> None:
+    panel = panel_of(services)
+    assert panel.import_state(None)["where"].startswith("Its whole path")
+    assert {".png", ".zip", ".txt", ".caption"} <= set(panel.import_state(None)["suffixes"])
+    view = over(services, panel.import_path({"dataset": "copy", "path": str(INK_DIR)}))
+    assert view.message == "30 pictures added to copy, 30 with a caption.", view
+    archive = write_zip(tmp_path / "set.zip", Member("10_mira/a.png", picture_bytes()))
+    assert over(services, panel.import_path({"dataset": "copy", "path": f' "{archive}" '})).state == "done"
+    assert "10_mira/a.png" in services.studio.open("copy").pictures()
+
+
+@pytest.mark.parametrize(
+    ("argument", "reason"),
+    [
+        ({"dataset": "ink", "path": str(INK_DIR)}, "embedded dataset"),
+        ({"dataset": "../x", "path": str(INK_DIR)}, "cannot be used"),
+        ({"dataset": "", "path": str(INK_DIR)}, "no dataset"),
+        ({"dataset": "mine", "path": "/no/such/folder"}, "does not exist"),
+        ({"dataset": "mine", "path": "relative"}, "not a whole path"),
+        ({"dataset": "mine"}, "no path"),
+        (None, "no dataset"),
+    ],
+)
+def test_refusals_come_at_once_and_in_words(services: Services, argument: Any, reason: str) -> None:
+    assert reason in panel_of(services).import_path(argument)["error"]
+    assert services.studio.tasks.all() == []
+
+
+def test_a_shared_page_reaches_only_its_import_folder(shared_services: Services, tmp_path: Path) -> None:
+    services = shared_services
+    panel = panel_of(services)
+    assert "inside the folder import" in panel.import_state(None)["where"]
+    assert "error" in panel.import_path({"dataset": "stolen", "path": str(INK_DIR)})
+    inside = services.workspace.path / "import" / "set"
+    inside.mkdir()
+    (inside / "a.png").write_bytes(picture_bytes())
+    assert over(services, panel.import_path({"dataset": "fine", "path": str(inside)})).state == "done"
+    outside = write_zip(tmp_path / "set.zip", Member("b.png", picture_bytes()))
+    assert "error" in panel.import_path({"dataset": "stolen", "path": str(outside)})
+    fine = write_zip(services.workspace.path / "import" / "set.zip", Member("b.png", picture_bytes("blue")))
+    assert over(services, panel.import_path({"dataset": "fine", "path": str(fine)})).state == "done"
+    assert {info.name for info in services.studio.datasets() if not info.builtin} == {"fine"}
