@@ -139,12 +139,26 @@ def caption(options: argparse.Namespace) -> int:
     return edit_captions(options)
 
 
+def _tag_arguments(parser: argparse.ArgumentParser) -> None:
+    from ui.cli_dataset_tag import tag_arguments
+
+    tag_arguments(parser)
+
+
+def tag(options: argparse.Namespace) -> int:
+    """Captions the pictures of a dataset by taggers or captioners, or fetches these."""
+    from ui.cli_dataset_tag import tag as tag_pictures
+
+    return tag_pictures(options)
+
+
 SUBCOMMANDS: dict[str, tuple[AddArguments, Run]] = {
     "list": (lambda parser: None, list_all),
     "history": (_history_arguments, show_history),
     "undo": (_undo_arguments, undo),
     "redo": (_undo_arguments, redo),
     "caption": (_caption_arguments, caption),
+    "tag": (_tag_arguments, tag),
 }
 
 

@@ -58,6 +58,21 @@ def fetch(workspace: Workspace, options: argparse.Namespace) -> int:
     endpoints = endpoints_of(options)
     downloads = Downloads(workspace, endpoints.network(), TokenStore(), fault=endpoints.fault(os.environ))
     plan = downloads.plan(options.source, file=options.file, revision=options.revision)
+    return fetch_planned(
+        downloads, plan, options, name=options.name, convert=options.convert, sha256=options.sha256 or ""
+    )
+
+
+def fetch_planned(
+    downloads: Downloads,
+    plan: Plan,
+    options: argparse.Namespace,
+    *,
+    name: str = "",
+    convert: bool = False,
+    sha256: str = "",
+) -> int:
+    """Shows a plan, asks, fetches and returns the exit code. Of `options`: `json` and `yes`. Raises SafelightError."""
     if options.json:
         _print_json({"event": "plan", **_plan_json(plan)})
     else:
@@ -65,9 +80,7 @@ def fetch(workspace: Workspace, options: argparse.Namespace) -> int:
     if not plan.files:
         raise SafelightError("Choose one of these with --file FILE.")
     confirmed = options.yes or _is_agreed(plan, options)
-    job_id = downloads.start(
-        plan, name=options.name, convert=options.convert, confirmed=confirmed, sha256=options.sha256 or ""
-    )
+    job_id = downloads.start(plan, name=name, convert=convert, confirmed=confirmed, sha256=sha256)
     return _Follower(downloads, job_id, as_json=options.json).follow()
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ from PIL import Image
 from security.errors import RefusedFile, SafelightError
 from tests.taggers import (
     COLOUR_TAGS,
+    ROOT,
     WD,
     colour_tagger,
     files_of,
@@ -196,6 +200,31 @@ def test_the_gpu_is_never_replaced_silently(colours: Path) -> None:
     assert wanted_providers("cpu", both) == ["CPUExecutionProvider"]
     with pytest.raises(SafelightError, match="runs on the CPU only"):
         OnnxTagger(ALL, row_of()).load(files_of(colours), "cuda")
+
+
+def test_onnxruntime_reports_nothing_and_leaves_no_id(colours: Path, tmp_path: Path) -> None:
+    """By default it writes an id of the machine into the user's cache and starts a thread that sends events."""
+    code = (
+        "import os, sys, time\n"
+        "from pathlib import Path\n"
+        "from security.onnx import read_onnx\n"
+        "from trainer.tagging.onnx_session import OnnxNetwork\n"
+        "import hashlib\n"
+        "path = Path(sys.argv[1])\n"
+        "OnnxNetwork.open(path, hashlib.sha256(read_onnx(path)).hexdigest(), 'cpu').close()\n"
+        "time.sleep(0.5)\n"
+    )
+    places = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache"), "ORT_DISABLE_TELEMETRY": "0"}
+    environment = {name: value for name, value in os.environ.items() if name != "CI"} | places
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(colours / "model.onnx")],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_the_square_is_white_around_the_middle() -> None:

@@ -104,6 +104,12 @@ def iter_settings() -> Iterator[Setting]:
             yield _setting("", field_name, info)
 
 
+def section_settings(section: type[Section]) -> Iterator[Setting]:
+    """The settings of one group that is no part of a run, such as the options of a tagging; `name` is the field."""
+    for field_name, info in section.model_fields.items():
+        yield _setting("", field_name, info)
+
+
 def _setting(section: str, field: str, info: FieldInfo) -> Setting:
     annotation = info.annotation
     choices: tuple[str, ...] = ()

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
@@ -172,7 +173,7 @@ class TaggerRow:
 
     name: str
     title: str
-    kind: Literal["tags", "sentence"]
+    kind: Literal["tags", "sentence", "mask"]
     loader: str
     source: str
     why: str
@@ -186,9 +187,12 @@ class TaggerRow:
 
     @property
     def num_bytes(self) -> int:
-        """What fetching it brings, in bytes; 0 when the size of some file was not looked up."""
-        sizes = [self.known.get(path, KnownFile()).size for path in self.files]
-        return sum(sizes) if all(sizes) else 0
+        """What fetching it brings, in bytes, small texts aside; 0 when the size of some weights was not looked up."""
+        sizes = {path: file.size for path, file in self.known.items() if file.size}
+        for pattern in self.files:
+            if pattern.endswith((".onnx", ".safetensors")) and not any(fnmatchcase(path, pattern) for path in sizes):
+                return 0
+        return sum(sizes.values())
 
     def make(self, options: TaggingOptions) -> Tagger:
         """The tagger, not loaded yet. Imports what it is made with, which can take seconds."""

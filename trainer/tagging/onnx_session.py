@@ -13,10 +13,12 @@ import psutil
 
 from security.errors import RefusedFile, SafelightError
 from security.onnx import check_onnx
+from security.policy import OFFLINE_VARIABLES
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 MAX_SIDE = 4096
 """Largest side in pixels that a network may ask for; taggers take 448, background removal 1024."""
+TELEMETRY_SWITCH = "ORT_DISABLE_TELEMETRY"
 _LOG_ERRORS = 3
 _NUMBER_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 
@@ -51,10 +53,8 @@ class OnnxNetwork:
 
         Raises RefusedFile for a file that is not this one or not sound, SafelightError for a device that is not there.
         """
-        import onnxruntime
-
+        onnxruntime = _runtime()
         title = title or path.name
-        onnxruntime.disable_telemetry_events()
         providers = wanted_providers(device, onnxruntime.get_available_providers())
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _LOG_ERRORS
@@ -113,9 +113,7 @@ def wanted_providers(device: str, available: Sequence[str]) -> list[str]:
 
 def gpu_is_usable() -> bool:
     """Whether `auto` will take a GPU. Imports onnxruntime, which takes a tenth of a second."""
-    import onnxruntime
-
-    return CUDA in onnxruntime.get_available_providers()
+    return CUDA in _runtime().get_available_providers()
 
 
 def num_threads() -> int:
@@ -135,6 +133,15 @@ def picture_input(inputs: Sequence[Any], title: str) -> PictureInput:
     if channels != 3 or max(height, width) > MAX_SIDE:
         raise RefusedFile(f"The network of {title} wants {inputs[0].shape}, which are no pictures in colour.")
     return PictureInput(inputs[0].name, batch, height, width, channels_first, _NUMBER_TYPES[inputs[0].type])
+
+
+def _runtime() -> Any:
+    """onnxruntime, told before its import to report nothing: by default it sends its maker an event for each network."""
+    os.environ[TELEMETRY_SWITCH] = OFFLINE_VARIABLES[TELEMETRY_SWITCH]
+    import onnxruntime
+
+    onnxruntime.disable_telemetry_events()
+    return onnxruntime
 
 
 def _faults() -> tuple[type[Exception], ...]:
