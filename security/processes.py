@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from security.errors import FailedCommand
+from security.errors import Cancelled, FailedCommand
 from security.policy import CHILD_VARIABLE_PREFIXES, CHILD_VARIABLES, MAX_CHILD_OUTPUT_BYTES
+
+MAX_LINE_BYTES = 64 * 1024
+"""Longest line of a program that answers in lines."""
+_POLL_SECONDS, _END_SECONDS = 0.1, 10.0
 
 Completed = subprocess.CompletedProcess[str]
 """How a command ended: `returncode`, `stdout` and `stderr`."""
@@ -67,6 +72,86 @@ def run(
         process.wait()
         raise
     return subprocess.CompletedProcess([program, *argv[1:]], process.returncode, output, errors)
+
+
+def converse(
+    argv: Sequence[str],
+    *,
+    spoken: bytes,
+    hear: Callable[[str], None],
+    cancelled: Callable[[], bool],
+    idle_seconds: float,
+    env: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+) -> Completed:
+    """Runs a program of this Python that is told `spoken` on its stdin and answers in lines, each given to `hear` at once.
+
+    Returns exit code and stderr; `stdout` is empty. Environment and limits are those of `run`, but it may take as long as
+    it goes on saying something. Raises Cancelled once `cancelled` says so, FailedCommand after `idle_seconds` without a
+    line or for a line that is too long; then its whole process group is killed.
+    """
+    process = subprocess.Popen(
+        [*argv],
+        env={**scrubbed_environment(), **(env or {})},
+        cwd=folder,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+        errors, lines = _Reader(process.stderr), _Lines(process.stdout)
+        with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # it ended already: its exit code tells
+            pipe.write(spoken)
+        _hear_all(lines, hear, cancelled, idle_seconds, Path(argv[0]).name)
+        process.wait(_END_SECONDS)
+        errors.join(_END_SECONDS)
+    except BaseException:
+        _kill_group(process)
+        process.wait()
+        raise
+    return subprocess.CompletedProcess([*argv], process.returncode, "", errors.held.decode("utf-8", "replace"))
+
+
+def _hear_all(
+    lines: _Lines, hear: Callable[[str], None], cancelled: Callable[[], bool], idle_seconds: float, name: str
+) -> None:
+    heard = time.monotonic()
+    while True:
+        if cancelled():
+            raise Cancelled("Cancelled.")
+        try:
+            line = lines.queue.get(timeout=_POLL_SECONDS)
+        except queue.Empty:
+            if time.monotonic() - heard > idle_seconds:
+                raise FailedCommand(f"{name!r} said nothing for {idle_seconds:g} s and was stopped.") from None
+            continue
+        if line is None:
+            return
+        if len(line) > MAX_LINE_BYTES:
+            raise FailedCommand(f"{name!r} printed a line of over {MAX_LINE_BYTES} bytes and was stopped.")
+        heard = time.monotonic()
+        hear(line.decode("utf-8", "replace").rstrip("\r\n"))
+
+
+class _Lines(threading.Thread):
+    """Reads lines of a pipe into a queue; None marks its end."""
+
+    def __init__(self, pipe: IO[bytes]) -> None:
+        super().__init__(name="safelight-pipe", daemon=True)
+        self.pipe = pipe
+        self.queue: queue.Queue[bytes | None] = queue.Queue()
+        self.start()
+
+    def run(self) -> None:
+        """The thread's work."""
+        with self.pipe:
+            while line := self.pipe.readline(MAX_LINE_BYTES + 1):
+                self.queue.put(line)
+                if len(line) > MAX_LINE_BYTES:
+                    break
+        self.queue.put(None)
 
 
 class _Reader(threading.Thread):
