@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -253,6 +254,15 @@ def _warn_about_captions(
     bare = [one.picture.path.name for one in pictures.placed if not one.picture.has_caption]
     if bare:
         emit(events.Warned(f"{len(bare)} pictures have no caption file (such as {bare[0]})."))
+    held = Counter(one.placement.bucket for one in pictures.placed)
+    lone = [one.picture.name for one in pictures.placed if held[one.placement.bucket] == 1]
+    if lone and len(held) > 1 and config.training.batch_size > 1:
+        emit(
+            events.Warned(
+                f"{len(lone)} pictures are alone in their size (such as {lone[0]}), so their batches hold one picture "
+                "only. Set dataset.min_bucket_pictures to 2 to train them in the nearest other size."
+            )
+        )
     small = [one.picture.path.name for one in pictures.placed if one.placement.enlargement > 1.0]
     if small:
         emit(

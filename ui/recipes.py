@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from security.errors import SafelightError
-from trainer.config.schema import TrainConfig
+from trainer.config.schema import WEIGHTED_DATASET, TrainConfig, weighted_dataset
 from trainer.dataset.scan import find_dataset, picture_paths, repeats_of
 from trainer.dataset.settings import load_settings
 from trainer.demo import demo_config
@@ -68,10 +69,14 @@ def _words(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Size:
-    """Pictures of a dataset, and samples: pictures times their repeats."""
+    """Pictures that a run learns from, and samples of an epoch: pictures times repeats and weights.
+
+    `prior`: samples of regularisation pictures that come with them.
+    """
 
     pictures: int
-    samples: int
+    samples: float
+    prior: float = 0.0
 
 
 class DatasetSizes:
@@ -79,16 +84,33 @@ class DatasetSizes:
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
-        self._known: dict[tuple[str, int], tuple[float, Size]] = {}
+        self._known: tuple[tuple[Any, ...], float, Size] = ((), 0.0, Size(0, 0))
 
-    def size(self, folder: str, repeats: int) -> Size:
-        """Raises SafelightError when there is no such dataset."""
-        known = self._known.get((folder, repeats))
-        if known is not None and time.monotonic() - known[0] < COUNT_SECONDS:
-            return known[1]
+    def size(self, folder: str, repeats: int, more: Iterable[str] = (), regularisation: Iterable[str] = ()) -> Size:
+        """Lines of `more` that are no weight and name are left out: the form tells them at their field.
+
+        Raises SafelightError when there is no such dataset.
+        """
+        key = (folder, repeats, *more, None, *regularisation)
+        if key == self._known[0] and time.monotonic() - self._known[1] < COUNT_SECONDS:
+            return self._known[2]
         size = _count(find_dataset(self._workspace, folder), repeats)
-        self._known = {(folder, repeats): (time.monotonic(), size)}
+        for weight, name in (weighted_dataset(line) for line in more if re.match(WEIGHTED_DATASET, line)):
+            added = _count(find_dataset(self._workspace, name), repeats)
+            size = Size(size.pictures + added.pictures, size.samples + float(weight) * added.samples)
+        if any(_count(find_dataset(self._workspace, name), repeats).pictures for name in regularisation):
+            size = replace(size, prior=size.samples)
+        self._known = (key, time.monotonic(), size)
         return size
+
+    def of(self, values: Mapping[str, Any]) -> Size:
+        """As `size`, for settings as `section.field` -> plain value."""
+        return self.size(
+            values["dataset.folder"],
+            values["dataset.repeats"] or 1,
+            values["dataset.more"],
+            values["dataset.regularisation"],
+        )
 
 
 def _count(folder: Path, repeats: int) -> Size:
@@ -97,26 +119,27 @@ def _count(folder: Path, repeats: int) -> Size:
     return Size(len(paths), sum(repeats_of(path.relative_to(folder).as_posix(), own, repeats) for path in paths))
 
 
-def steps_for(looks: int, samples: int, config_values: Mapping[str, Any]) -> int:
+def steps_for(looks: int, samples: float, config_values: Mapping[str, Any]) -> int:
     """Optimizer steps in which every picture is seen `looks` times, rounded up to tens."""
     per_step = (config_values["training.batch_size"] or 1) * (
         config_values["training.gradient_accumulation_steps"] or 1
     )
-    return max(10, -(-looks * samples // (per_step * 10)) * 10)
+    return max(10, int(-(-looks * samples // (per_step * 10))) * 10)
 
 
 def plan_line(config: TrainConfig, size: Size, seconds_per_step: float | None) -> str:
     """What the chosen steps mean: "30 pictures x 1 repeat, batch 4 = 7.5 steps per epoch; 400 steps = 53 epochs"."""
     training = config.training
     per_step = training.batch_size * training.gradient_accumulation_steps
-    per_epoch = size.samples / per_step
+    per_epoch = (size.samples + size.prior) / per_step
     batch = f"batch {training.batch_size}"
     if training.gradient_accumulation_steps > 1:
         batch += f" x {training.gradient_accumulation_steps} accumulated"
     repeats = f"{size.samples / size.pictures:g} repeat{'' if size.samples == size.pictures else 's'}"
+    prior = f" and {size.prior:g} looks at regularisation pictures" if size.prior else ""
     epochs = training.max_train_steps / per_epoch
     line = (
-        f"{size.pictures} pictures x {repeats}, {batch} = {per_epoch:.3g} steps per epoch; "
+        f"{size.pictures} pictures x {repeats}{prior}, {batch} = {per_epoch:.3g} steps per epoch; "
         f"{training.max_train_steps} steps = {epochs:.3g} epochs"
     )
     if seconds_per_step:

@@ -7,7 +7,7 @@ import torch
 from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 
-from trainer.losses import min_snr_weights, mse_per_sample
+from trainer.losses import mask_weights, masked_mse_per_sample, min_snr_weights, mse_per_sample
 
 GAMMA = 5.0
 TIMESTEPS = torch.tensor([0, 10, 100, 400, 700, 999])
@@ -53,3 +53,33 @@ def test_min_snr_weights_by_hand() -> None:
 def test_an_unknown_prediction_type_is_refused() -> None:
     with pytest.raises(ValueError, match="sample"):
         min_snr_weights(torch.ones(1), GAMMA, "sample")
+
+
+def test_a_masked_loss_is_the_mean_over_what_is_learned() -> None:
+    prediction, target = torch.randn(2, 2, 4, 8, 8).unbind()
+    mask = torch.zeros(2, 1, 8, 8)
+    mask[0, :, 2:5, 1:4] = 1.0
+    mask[1] = 1.0
+    found = masked_mse_per_sample(prediction, target, mask_weights(mask, 0.0))
+    inside = torch.nn.functional.mse_loss(prediction[0, :, 2:5, 1:4], target[0, :, 2:5, 1:4])
+    torch.testing.assert_close(found, torch.stack([inside, mse_per_sample(prediction, target)[1]]))
+    # A part that counts a quarter: the area-weighted mean of both parts' losses, by hand.
+    part = masked_mse_per_sample(prediction, target, mask_weights(mask, 0.25))[0]
+    errors = (prediction[0] - target[0]).square().mean(dim=0)
+    outside = (errors.sum() - errors[2:5, 1:4].sum()) / (64 - 9)
+    torch.testing.assert_close(part, (9 * inside + 0.25 * 55 * outside) / (9 + 0.25 * 55))
+    half = masked_mse_per_sample(prediction.half() * 300, target.half() * 300, mask)
+    assert half.dtype == torch.float32 and torch.isfinite(half).all()
+
+
+def test_a_small_region_has_as_long_a_gradient_as_the_same_picture_cut_to_it() -> None:
+    """Without the division by the area, a tenth of the picture would learn ten times slower."""
+    answer = torch.randn(1, 4, 8, 8, requires_grad=True)
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., :2, :2] = 1.0
+    masked_mse_per_sample(answer, torch.zeros_like(answer), mask).sum().backward()
+    cut = answer.detach()[..., :2, :2].clone().requires_grad_()
+    mse_per_sample(cut, torch.zeros_like(cut)).sum().backward()
+    assert answer.grad is not None and cut.grad is not None
+    torch.testing.assert_close(answer.grad[..., :2, :2], cut.grad)
+    assert answer.grad.count_nonzero() == cut.grad.numel()

@@ -64,9 +64,10 @@ def load_pixels(path: Path, placement: Placement, *, flip: bool) -> Tensor:
 
     Raises RefusedFile when the file can't be read or is not the size that it was scanned with.
     """
-    cropped = _fitted(to_rgb(open_image(path)), path, placement, flip=flip)
+    cropped = _fitted(to_rgb(open_image(path)), path, placement, Image.Resampling.LANCZOS)
     pixels = torch.from_numpy(numpy.asarray(cropped, dtype=numpy.float32) / 127.5 - 1.0)
-    return pixels.permute(2, 0, 1).unsqueeze(0)
+    pixels = pixels.permute(2, 0, 1).unsqueeze(0)
+    return pixels.flip(-1) if flip else pixels
 
 
 def load_mask(path: Path, placement: Placement, latent_size: tuple[int, int], *, flip: bool) -> Tensor:
@@ -75,13 +76,13 @@ def load_mask(path: Path, placement: Placement, latent_size: tuple[int, int], *,
     `latent_size` is (h, w). Raises RefusedFile as `load_pixels` does.
     """
     mask = to_rgb(open_image(path), background=(0, 0, 0)).convert("L")
-    cropped = _fitted(mask, path, placement, flip=flip)
+    cropped = _fitted(mask, path, placement, Image.Resampling.BOX)  # by area: another filter rings into the black
     whole = torch.from_numpy(numpy.asarray(cropped, dtype=numpy.float32) / 255.0)[None, None]
-    return torch.nn.functional.adaptive_avg_pool2d(whole, latent_size)
+    return torch.nn.functional.adaptive_avg_pool2d(whole.flip(-1) if flip else whole, latent_size)
 
 
-def _fitted(image: Image.Image, path: Path, placement: Placement, *, flip: bool) -> Image.Image:
-    """A picture scaled and cut as `placement` says, then mirrored with `flip`."""
+def _fitted(image: Image.Image, path: Path, placement: Placement, scaling: Image.Resampling) -> Image.Image:
+    """A picture scaled and cut as `placement` says. Raises RefusedFile when it is not the size that it was scanned with."""
     if image.size != placement.original:
         raise RefusedFile(
             f"{path.name} changed while it was read: it was {placement.original}, now it is {image.size}."
@@ -91,11 +92,9 @@ def _fitted(image: Image.Image, path: Path, placement: Placement, *, flip: bool)
         # Only what is shown is scaled: the whole picture, drawn near, may have billions of pixels.
         across, down = (one / other for one, other in zip(placement.original, placement.resized, strict=True))
         box = (left * across, top * down, (left + width) * across, (top + height) * down)
-        cropped = image.resize((width, height), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
-    else:
-        resized = image.resize(placement.resized, Image.Resampling.LANCZOS, reducing_gap=3.0)
-        cropped = resized.crop((left, top, left + width, top + height))
-    return cropped.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else cropped
+        return image.resize((width, height), scaling, box=box, reducing_gap=3.0)
+    resized = image.resize(placement.resized, scaling, reducing_gap=3.0)
+    return resized.crop((left, top, left + width, top + height))
 
 
 def latents_key(placed: PlacedPicture, model_fingerprint: str, *, flip: bool) -> str:

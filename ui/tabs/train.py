@@ -14,7 +14,7 @@ from trainer.config.files import ConfigError, dump_config, load_config
 from trainer.config.schema import Section, TrainConfig
 from trainer.dataset.scan import list_datasets
 from trainer.runs import Progress, RunFolder
-from ui.form import LIBRARY_SETTINGS, SETTINGS, ConfigForm, words_of
+from ui.form import LIBRARY_SETTINGS, SETTINGS, ConfigForm, flat, words_of
 from ui.messages import shown_to_the_user
 from ui.recipes import LOOKS, OWN_LENGTH, DatasetSizes, changes, follow, no_pictures, plan_line, recipe, steps_for
 from ui.services import Services
@@ -120,7 +120,7 @@ class TrainTab:
         try:
             config = self.form.read(values)
             self.services.refuse_paths(config)
-            size = self.sizes.size(config.dataset.folder, config.dataset.repeats)
+            size = self.sizes.of(flat(config))
             if not size.pictures:
                 raise no_pictures(config.dataset.folder)
         except ConfigError as error:
@@ -165,10 +165,10 @@ class TrainTab:
             return gr.skip()
         with shown_to_the_user():
             typed = self.form.plain_values(values)
-            size = self.sizes.size(typed["dataset.folder"], typed["dataset.repeats"] or 1)
+            size = self.sizes.of(typed)
             if not size.pictures:
                 raise no_pictures(typed["dataset.folder"])
-            return steps_for(looks, size.samples, typed)
+            return steps_for(looks, size.samples + size.prior, typed)
 
     def reset(self, base: str, event: gr.EventData) -> list[Any]:
         """One setting, or all of them, back to where the form started."""
@@ -225,7 +225,7 @@ class TrainTab:
         """Starts the run, or queues it. Returns its id. Raises SafelightError."""
         config = self.form.read(values)
         self.services.refuse_paths(config)
-        if not self.sizes.size(config.dataset.folder, config.dataset.repeats).pictures:
+        if not self.sizes.of(flat(config)).pictures:
             raise no_pictures(config.dataset.folder)
         return self.services.jobs.submit(config)
 
