@@ -18,6 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from security.errors import SafelightError
+from security.roots import Root
 from trainer.dataset.history_files import carry_out, reversed_rows
 from trainer.dataset.history_plan import (
     Content,
@@ -32,10 +33,11 @@ from trainer.dataset.history_plan import (
     split_others,
     way_back,
 )
-from trainer.dataset.history_store import BLOBS, BUSY_SECONDS, DATABASE, Places, Row, Store, boot_name
+from trainer.dataset.history_store import BLOBS, BUSY_SECONDS, DATABASE, INCOMING, Places, Row, Store, boot_name
 from trainer.dataset.settings import OWN_FOLDER, own_folder
 from trainer.dataset.settling import settle_later
 
+__all__ = ["Content", "Edit", "History", "LongEdit"]
 LOCK_FILE = "history.lock"
 MAX_LABEL = 300
 DURABLE_FILES = 16
@@ -71,7 +73,7 @@ class History:
                     "INSERT INTO edits(time, label, undone) VALUES(?, ?, 0)", time.time(), _line(label)
                 )
             alive = self._alive_lock(number)
-            alive.acquire(timeout=0)
+            alive.acquire()
         try:
             yield LongEdit(self, number, label)
         finally:
@@ -96,7 +98,7 @@ class History:
             if store is None:
                 return []
             rows = store.query("SELECT id FROM edits WHERE seq NOT NULL ORDER BY seq DESC LIMIT ?", limit)
-            return [edit_of(store, row[0], with_files=with_files) for row in rows]
+            return [edit_of(store, int(str(row[0])), with_files=with_files) for row in rows]
 
     def next_steps(self) -> tuple[Edit | None, Edit | None]:
         """What `undo` and `redo` would do now, without the files; None for nothing."""
@@ -140,17 +142,53 @@ class History:
                 raise _damaged(error) from None
 
     def recover(self) -> None:
-        """Completes what a killed program left. Cheap when there is nothing; waits for nobody."""
+        """Completes what a killed program left. Cheap when there is nothing."""
         with self._reading() as store:
-            if store is None or not (
-                store.number("SELECT count(*) FROM pending WHERE NOT done OR boot != ?", boot_name())
-                or store.number("SELECT count(*) FROM edits WHERE seq IS NULL")
-            ):
+            if store is None:
                 return
-        with suppress(Timeout), self._guard:
-            if self._open is None and not self._is_held():
-                with self.locked():
-                    pass
+            unfinished = store.number("SELECT count(*) FROM pending WHERE NOT done OR boot != ?", boot_name())
+            begun = store.query("SELECT id FROM edits WHERE seq IS NULL")
+        if unfinished or any(not self._is_alive(number) for (number,) in begun):
+            with self.locked():
+                pass
+
+    @property
+    def num_bytes(self) -> int:
+        """How much of the disk the history takes: removed pictures, replaced texts."""
+        own = own_folder(self._folder)
+        files = [own / DATABASE, *(own / BLOBS).glob("*")]
+        return sum(path.lstat().st_size for path in files if path.is_file() and not path.is_symlink())
+
+    def forget(self) -> None:
+        """Frees what the history takes: nothing that was done so far can be undone any more. The files stay as they are."""
+        with self.locked() as (places, store):
+            if store.number("SELECT count(*) FROM edits WHERE seq IS NULL"):
+                raise SafelightError("Work on this dataset is not over. Wait for it or cancel it first.")
+            with store.transaction():
+                store.change("DELETE FROM files")
+                store.change("DELETE FROM edits")
+                store.change("DELETE FROM known")
+            self.settle()
+            _collect(places, store)
+            with store.transaction():
+                store.change("DELETE FROM contents")
+            store.change("VACUUM")
+
+    def set_aside(self) -> Path | None:
+        """Puts a damaged history out of the way, with what it holds, so that a new one begins. Returns where it is now."""
+        own = own_folder(self._folder)
+        with self._guard:
+            if not (own / DATABASE).is_file():
+                return None
+            with FileLock(Root(own).known_child(LOCK_FILE), BUSY_SECONDS, mode=0o600, thread_local=False):
+                number = 1
+                while (aside := own / f"damaged-{number}").exists():
+                    number += 1
+                aside.mkdir(mode=0o700)
+                for name in (DATABASE, f"{DATABASE}-journal", BLOBS, INCOMING):
+                    if (own / name).exists():
+                        (own / name).rename(aside / name)
+                return aside
 
     @contextmanager
     def _reading(self) -> Iterator[Store | None]:
@@ -164,14 +202,19 @@ class History:
             try:
                 store = Store(Places(self._folder, self._sources), write=False)
                 try:
-                    yield store
+                    yield None if store.is_empty else store
                 finally:
                     store.close()
             except sqlite3.Error as error:
                 raise _damaged(error) from None
 
-    def _is_held(self) -> bool:
-        lock = FileLock(own_folder(self._folder) / LOCK_FILE, 0, mode=0o600)
+    def _alive_lock(self, number: object) -> FileLock:
+        """Held by the program that does the long edit, as long as it lives."""
+        path = Root(own_folder(self._folder)).known_child(f"long-{number}.lock")
+        return FileLock(path, 0, mode=0o600, thread_local=False)
+
+    def _is_alive(self, number: object) -> bool:
+        lock = self._alive_lock(number)
         try:
             lock.acquire()
         except Timeout:
@@ -179,24 +222,16 @@ class History:
         lock.release()
         return False
 
-    def _alive_lock(self, number: int) -> FileLock:
-        """Held by the program that does the long edit, as long as it lives."""
-        assert self._open is not None
-        path = self._open[0].own.known_child(f"long-{number}.lock")
-        return FileLock(path, mode=0o600, thread_local=False)
-
     def _recover(self, places: Places, store: Store) -> None:
         unfinished = store.expected("NOT done OR boot != ?", boot_name())
         if unfinished:
             carry_out(places, unfinished, after_crash=True)
             self._finished(store, unfinished, durable=False)
         for (number,) in store.query("SELECT id FROM edits WHERE seq IS NULL"):
-            assert isinstance(number, int)
-            path = places.own.known_child(f"long-{number}.lock")
-            alive = FileLock(path, mode=0o600, thread_local=False)
+            alive = self._alive_lock(number)
             with suppress(Timeout):
-                alive.acquire(timeout=0)
-                self._end_long(store, number)
+                alive.acquire()
+                self._end_long(store, int(str(number)))
                 _release(alive)
 
     # ---- writing ----
@@ -324,11 +359,16 @@ def _collect(places: Places, store: Store) -> None:
         "AND id NOT IN (SELECT have FROM pending WHERE have NOT NULL) "
         "AND id NOT IN (SELECT want FROM pending WHERE want NOT NULL)"
     )
-    for (number,) in store.query(unused):
+    numbers = store.query(unused)
+    for (number,) in numbers:
         with suppress(FileNotFoundError):
             places.own.remove_file(f"{BLOBS}/{number}")
-        with store.transaction():
-            store.change("DELETE FROM contents WHERE id=?", number)
+    with store.transaction():
+        store.change_many("DELETE FROM contents WHERE id=?", numbers)
+    wanted = {str(row.source) for row in store.expected("source NOT NULL")}
+    for path in (places.own.path / INCOMING).glob("*"):  # what a failed edit left
+        if f"own:{INCOMING}/{path.name}" not in wanted:
+            places.own.remove_file(f"{INCOMING}/{path.name}")
 
 
 def _release(lock: FileLock) -> None:
@@ -344,6 +384,8 @@ def _line(label: str) -> str:
 def _damaged(error: sqlite3.Error) -> SafelightError:
     if "full" in str(error):
         return SafelightError("The disk is full, so nothing was changed. Make room and try again.")
+    if "disk I/O" in str(error):
+        return SafelightError(f"The disk could not be written ({error}), so nothing was changed. Is it full?")
     if "readonly" in str(error) or "unable to open" in str(error):
         return SafelightError(f"{OWN_FOLDER}/{DATABASE} can't be written ({error}). Check the rights of the folder.")
     return SafelightError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from security.errors import SafelightError
-from trainer.dataset.history_store import Places, Row, Stored
+from trainer.dataset.history_store import NO_FILE, Look, Places, Row, Stored
 
 
 def carry_out(places: Places, rows: Sequence[Row], *, durable: bool = False, after_crash: bool = False) -> set[str]:
@@ -16,6 +16,8 @@ def carry_out(places: Places, rows: Sequence[Row], *, durable: bool = False, aft
     what a power cut tore (empty or missing files) is written again. `durable`: waits for the disk, file by file.
     """
     for row in rows:
+        if after_crash:
+            _safely(lambda row=row: _sweep(places, row.path))  # type: ignore[misc]
         have = row.have
         if have is None or have.data is not None or places.has_blob(have):
             continue
@@ -32,44 +34,49 @@ def _safely(work: Callable[[], bool]) -> bool:
         return False
 
 
+def _sweep(places: Places, path: str) -> bool:
+    root, relative = places.of(path)
+    root.remove_partials(relative)
+    return True
+
+
 def _holds(places: Places, path: str, content: Stored, *, exactly: bool) -> bool:
     """Whether a large content still lies at its path. `exactly`: two files of one size and time are told apart too."""
-    found = places.status(path)
-    if found is None or (found.st_size, found.st_mtime_ns) != (content.size, content.mtime_ns):
-        return False
-    return not exactly or found.st_ino % 2**63 == content.inode
+    look = places.look(path)
+    same = look is not NO_FILE and (look.size, look.mtime_ns) == (content.size, content.mtime_ns)
+    return same and (not exactly or look.inode == content.inode)
 
 
 def _put(places: Places, row: Row, durable: bool, after_crash: bool) -> bool:
     """Puts what is wanted at a path. Returns False if something else has come there."""
     root, relative = places.of(row.path)
-    found = places.status(row.path)
-    is_free = found is None or (after_crash and found.st_size == 0) or _is_old(places, row)
+    look = places.look(row.path)
+    is_free = look is NO_FILE or (after_crash and look.size == 0) or _is_old(places, row, look)
     if row.want is None:
-        if found is not None and is_free:
+        if look is not NO_FILE and is_free:
             root.remove_file(relative)
-        return found is None or is_free
+        return is_free
     if row.want.data is not None:
         if is_free:
             root.write_known(relative, row.want.data, durable=durable)
-        return is_free or places.matches(row.path, row.want)
+        return is_free or places.matching(row.path, row.want) is not None
     if places.has_blob(row.want):
         if is_free:
             root.move_in(relative, places.own, places.blob(row.want))
         return is_free
-    if found is not None and places.matches(row.path, row.want):
-        return True
     if row.source and is_free:
         source, name = places.source_of(row.source)
         if source.known_child(name).is_file():
             root.move_in(relative, source, name)
             return True
-    return False
+    return places.matching(row.path, row.want) is not None
 
 
-def _is_old(places: Places, row: Row) -> bool:
+def _is_old(places: Places, row: Row, look: Look) -> bool:
     """Whether the small content that is to be replaced is still there."""
-    return row.have is not None and row.have.data is not None and places.matches(row.path, row.have)
+    if row.have is None or row.have.data is None:
+        return False
+    return look == row.seen if row.seen is not None else places.matching(row.path, row.have) is not None
 
 
 def reversed_rows(rows: Iterable[Row]) -> list[Row]:

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import secrets
-import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from security.errors import SafelightError
-from trainer.dataset.history_store import INCOMING, INLINE_BYTES, Places, Row, Store, Stored, decoded, encoded
-from trainer.dataset.settings import MARKS_FILE, MASKS_FOLDER, OWN_FOLDER, SETTINGS_FILE
+from trainer.dataset.history_store import (
+    INCOMING,
+    INLINE_BYTES,
+    NO_FILE,
+    Look,
+    Places,
+    Row,
+    Store,
+    Stored,
+    decoded,
+    encoded,
+    look_at,
+)
 
 Content = bytes | None | Path
-"""New bytes; None to remove; or a file to move in: one in the workspace's cache, or one that the same edit removes."""
+"""New bytes; None to remove; or a file to move in: of the workspace's cache, or one that the same edit takes away."""
 TAKEN_BACK = "Taken back: "
 
 
@@ -35,8 +45,6 @@ class Edit:
 
 def planned(places: Places, store: Store, changes: Mapping[str, Content]) -> list[Row]:
     """The files that change, from what they hold to what they shall hold. Raises SafelightError for a bad path."""
-    for path in changes:
-        _check_path(path)
     current = {path: store.current(places, path) for path in changes}
     moved_from: set[Path] = set()
     rows = []
@@ -51,38 +59,36 @@ def planned(places: Places, store: Store, changes: Mapping[str, Content]) -> lis
             source = f"own:{INCOMING}/{secrets.token_hex(8)}"
             root, relative = places.source_of(source)
             root.write_known(relative, content, durable=False)
-            want = store.moved(root.known_child(relative).lstat())
+            want = store.moved(look_at(root, relative))
         elif content is not None:
             want = store.inline(content)
-        have = current[path]
+        have, look = current[path]
         if _id(have) != _id(want):
-            rows.append(Row(path, have, want, source))
+            rows.append(Row(path, have, want, source, look))
     return rows
 
 
-def _check_path(path: str) -> None:
-    first, *rest = path.split("/")
-    ours = first == OWN_FOLDER and bool(rest) and (rest[0] == MASKS_FOLDER or rest in ([SETTINGS_FILE], [MARKS_FILE]))
-    if not ours and any(part.startswith(".") for part in (first, *rest)):
-        raise SafelightError(f"{path[:200]!r} is hidden, so it is no file of a dataset.")
+Current = Mapping[str, tuple[Stored | None, Look]]
 
 
 def _moved(
-    places: Places, store: Store, source: Path, current: Mapping[str, Stored | None], changes: Mapping[str, Content]
+    places: Places, store: Store, source: Path, current: Current, changes: Mapping[str, Content]
 ) -> tuple[Stored, str]:
     """The content that a file brings that is moved in, and where from; "" within the dataset."""
     if source.is_relative_to(places.dataset.path) and not source.is_relative_to(places.own.path):
         old = source.relative_to(places.dataset.path).as_posix()
-        content = current.get(old)
-        if content is None or changes.get(old, b"") is not None:
-            raise SafelightError(f"{old} is in the dataset already. To move it, the same edit has to remove it there.")
+        content, _ = current.get(old, (None, NO_FILE))
+        if content is None or changes[old] == source:
+            raise SafelightError(
+                f"{old} is in the dataset already. To move it, the same edit has to take it from there."
+            )
         return content, ""
     text = places.source_text(source)
     root, relative = places.source_of(text)
-    found = root.known_child(relative).lstat()
-    if not stat.S_ISREG(found.st_mode):
-        raise SafelightError(f"{source.name} is not a regular file, so it can't be moved into a dataset.")
-    return store.moved(found), text
+    try:
+        return store.moved(look_at(root, relative)), text
+    except FileNotFoundError:
+        raise SafelightError(f"{source.name} is gone, so it can't be moved into a dataset.") from None
 
 
 def way_back(places: Places, store: Store, edit: int, *, undone: bool) -> tuple[list[Row], set[str]]:
@@ -94,20 +100,20 @@ def way_back(places: Places, store: Store, edit: int, *, undone: bool) -> tuple[
     for path, before, after in found:
         have, want = (contents[after], contents[before]) if undone else (contents[before], contents[after])
         name = decoded(path)
-        _check_path(name)
         is_here = want is None or want.data is not None or want.id in coming or places.has_blob(want)
-        if is_here and _matches(places, name, have):
-            rows.append(Row(name, have, want))
-        elif not _matches(places, name, want):
+        seen = _matching(places, name, have) if is_here else None
+        if seen is not None:
+            rows.append(Row(name, have, want, seen=seen))
+        elif _matching(places, name, want) is None:
             left.add(name)
     return rows, left
 
 
-def _matches(places: Places, path: str, content: Stored | None) -> bool:
+def _matching(places: Places, path: str, content: Stored | None) -> Look | None:
     try:
-        return places.matches(path, content)
+        return places.matching(path, content)
     except SafelightError:  # a folder or a link has come there
-        return False
+        return None
 
 
 def note(store: Store, edit: int, rows: Iterable[Row]) -> None:
@@ -188,7 +194,7 @@ def edit_of(store: Store, number: int, *, with_files: bool = True) -> Edit:
     files = store.query("SELECT path, left FROM files WHERE edit=? ORDER BY path", number) if with_files else []
     return Edit(
         number,
-        float(str(time)),
+        time if isinstance(time, float) else 0.0,
         str(label),
         tuple(decoded(path) for path, _ in files),
         bool(undone),

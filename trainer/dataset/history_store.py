@@ -21,7 +21,7 @@ from pathlib import Path
 from security.errors import SafelightError
 from security.policy import IMAGE_SUFFIXES
 from security.roots import Root
-from trainer.dataset.settings import OWN_FOLDER, own_folder
+from trainer.dataset.settings import MARKS_FILE, MASKS_FOLDER, OWN_FOLDER, SETTINGS_FILE, own_folder
 
 DATABASE = "history.sqlite"
 BLOBS = "blobs"
@@ -57,13 +57,29 @@ class Stored:
 
 
 @dataclass(frozen=True)
+class Look:
+    """What tells a file that was changed meanwhile from one that was not. `mtime_ns` -1: there is none."""
+
+    size: int
+    mtime_ns: int
+    inode: int
+
+
+NO_FILE = Look(0, -1, 0)
+
+
+@dataclass(frozen=True)
 class Row:
-    """A file that is to go from one content to another; None is no file. `source`: where a new content is moved from."""
+    """A file that is to go from one content to another; None is no file. `source`: where a new content is moved from.
+
+    `seen`: how the file looked when `have` was read, so that it need not be read again; None after a crash.
+    """
 
     path: str
     have: Stored | None
     want: Stored | None
     source: str = ""
+    seen: Look | None = None
 
 
 class Places:
@@ -77,9 +93,14 @@ class Places:
         self.cache = Root(sources) if sources.is_dir() else None
 
     def of(self, path: str) -> tuple[Root, str]:
-        """The root that a path of the dataset lies in, and the path from there."""
-        first, slash, rest = path.partition("/")
-        return (self.own, rest) if slash and first == OWN_FOLDER else (self.dataset, path)
+        """The root that a path of the dataset lies in, and the path from there. Raises SafelightError for hidden files."""
+        if not path.startswith(".") and "/." not in path:
+            return self.dataset, path
+        first, _, rest = path.partition("/")
+        ours = rest in (SETTINGS_FILE, MARKS_FILE) or (rest.startswith(f"{MASKS_FOLDER}/") and "/." not in rest)
+        if first == OWN_FOLDER and ours:
+            return self.own, rest
+        raise SafelightError(f"{path[:200]!r} is hidden, so it is no file of a dataset.")
 
     def source_of(self, text: str) -> tuple[Root, str]:
         """Where a new content is moved from: "cache:PATH" or "own:PATH"."""
@@ -97,16 +118,13 @@ class Places:
                 return f"{kind}:{source.relative_to(root.path).as_posix()}"
         raise SafelightError(f"{source} is not in the cache of the workspace, so it is not moved into a dataset.")
 
-    def status(self, path: str) -> os.stat_result | None:
-        """The status of a file of the dataset, None if there is none. Raises SafelightError for a folder or device."""
+    def look(self, path: str) -> Look:
+        """How a file of the dataset looks, NO_FILE if there is none. Raises SafelightError for a folder or device."""
         root, relative = self.of(path)
         try:
-            found = root.known_child(relative).lstat()
+            return look_at(root, relative)
         except (FileNotFoundError, NotADirectoryError):
-            return None
-        if not stat.S_ISREG(found.st_mode):
-            raise SafelightError(f"{path} is not a regular file, so it is not changed.")
-        return found
+            return NO_FILE
 
     def read(self, path: str) -> bytes:
         """The content of a small file of the dataset."""
@@ -117,7 +135,7 @@ class Places:
     def sync(self, path: str) -> None:
         """Waits until the disk has a file of the dataset."""
         root, relative = self.of(path)
-        if self.status(path) is not None:
+        if self.look(path) is not NO_FILE:
             with root.known_child(relative).open("rb+") as file:
                 os.fsync(file.fileno())
 
@@ -128,14 +146,15 @@ class Places:
     def has_blob(self, content: Stored) -> bool:
         return self.own.known_child(self.blob(content)).is_file()
 
-    def matches(self, path: str, content: Stored | None) -> bool:
-        """Whether a file of the dataset has this content (None: whether there is no file)."""
-        found = self.status(path)
-        if found is None or content is None:
-            return found is None and content is None
-        if found.st_size != content.size:
-            return False
-        return found.st_mtime_ns == content.mtime_ns if content.data is None else self.read(path) == content.data
+    def matching(self, path: str, content: Stored | None) -> Look | None:
+        """How a file of the dataset looks if it has this content (None: if there is no file), else None."""
+        look = self.look(path)
+        if content is None or look is NO_FILE:
+            return look if content is None and look is NO_FILE else None
+        if look.size != content.size:
+            return None
+        same = look.mtime_ns == content.mtime_ns if content.data is None else self.read(path) == content.data
+        return look if same else None
 
 
 class Store:
@@ -152,11 +171,12 @@ class Store:
             self._db.execute("PRAGMA synchronous=FULL")
             tables = dict(self._db.execute("SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL").fetchall())
             tables.pop("sqlite_sequence", None)
+            self.is_empty = not tables and not write  # a program was killed before it had made the tables
             if not tables and write:
                 with self.transaction():
                     for statement in SCHEMA.values():
                         self._db.execute(statement)
-            elif tables != SCHEMA:
+            elif tables and tables != SCHEMA:
                 raise SafelightError(
                     f"{OWN_FOLDER}/{DATABASE} is no history of this version of Safelight. Set it aside to begin a new one."
                 )
@@ -185,7 +205,10 @@ class Store:
     def number(self, text: str, *values: object) -> int:
         """The one number of a query, 0 if there is none."""
         row = self._db.execute(text, values).fetchone()
-        return int(row[0]) if row is not None and row[0] is not None else 0
+        number = 0 if row is None or row[0] is None else row[0]
+        if not isinstance(number, int):
+            raise sqlite3.DatabaseError(f"{str(number)[:40]!r} is not a number")
+        return number
 
     def change(self, text: str, *values: object) -> int:
         """Carries out a statement. Returns the id of the row that it made."""
@@ -204,9 +227,9 @@ class Store:
             found = self.change("INSERT INTO contents(sha256, data, size) VALUES(?, ?, ?)", digest, data, len(data))
         return Stored(found, data, len(data))
 
-    def moved(self, found: os.stat_result) -> Stored:
+    def moved(self, look: Look) -> Stored:
         """A new content that is a file of its own."""
-        values = (found.st_size, found.st_mtime_ns, found.st_ino % 2**63)
+        values = (look.size, look.mtime_ns, look.inode)
         return Stored(
             self.change("INSERT INTO contents(size, mtime_ns, inode) VALUES(?, ?, ?)", *values), None, *values
         )
@@ -221,22 +244,22 @@ class Store:
                 return Stored(found, data, *numbers)
         raise sqlite3.DatabaseError(f"content {number} is missing")
 
-    def current(self, places: Places, path: str) -> Stored | None:
+    def current(self, places: Places, path: str) -> tuple[Stored | None, Look]:
         """What a file of the dataset holds now, kept from here on. A small one is read, a large one only looked at."""
-        found = places.status(path)
-        if found is None:
-            return None
-        own = path.startswith(f"{OWN_FOLDER}/")
-        picture = os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122 - thousands of times
-        if found.st_size <= INLINE_BYTES and (own or not picture):
-            data = places.read(path)
-            if len(data) <= INLINE_BYTES:
-                return self.inline(data)
+        look = places.look(path)
+        if look is NO_FILE:
+            return None, look
         number = self.number("SELECT content FROM known WHERE path=?", encoded(path))
         known = self.content(number) if number else None
-        if known is not None and places.matches(path, known):
-            return known
-        return self.moved(found)
+        if known is not None and known.data is None and (known.size, known.mtime_ns) == (look.size, look.mtime_ns):
+            return known, look
+        if look.size <= INLINE_BYTES:
+            data = places.read(path)
+            picture = os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122 - thousands of times
+            is_text = path.startswith(f"{OWN_FOLDER}/") or not picture or (known is not None and known.data == data)
+            if is_text and len(data) <= INLINE_BYTES:
+                return self.inline(data), look
+        return self.moved(look), look
 
     # ---- the write-ahead list ----
 
@@ -255,7 +278,7 @@ class Store:
         self.change_many("DELETE FROM known WHERE path=?", [(encoded(row.path),) for row in rows])
         self.change_many(
             "INSERT INTO known VALUES(?, ?)",
-            [(encoded(row.path), row.want.id) for row in rows if row.want is not None and row.want.data is None],
+            [(encoded(row.path), row.want.id) for row in rows if row.want is not None],
         )
 
     def carried_out(self, rows: Iterable[Row], *, durable: bool) -> None:
@@ -272,6 +295,14 @@ class Store:
             Row(decoded(path), self.content(have), self.content(want), os.fsdecode(source) if source else "")  # type: ignore[arg-type]
             for path, have, want, source in found
         ]
+
+
+def look_at(root: Root, relative: str) -> Look:
+    """How a file looks. Raises SafelightError for what is not a regular file, FileNotFoundError if there is none."""
+    found = root.known_child(relative).lstat()
+    if not stat.S_ISREG(found.st_mode):
+        raise SafelightError(f"{relative} is not a regular file, so it is left alone.")
+    return Look(found.st_size, found.st_mtime_ns, found.st_ino % 2**63)
 
 
 def encoded(path: str) -> bytes:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from security.configs import read_json
 from security.errors import RefusedConfig, SafelightError
 
+T = TypeVar("T")
 OWN_FOLDER = ".safelight"
 SETTINGS_FILE = "dataset.json"
 MARKS_FILE = "marks.json"
@@ -126,7 +127,7 @@ def _read(folder: Path, name: str, known: set[str]) -> dict[str, Any]:
     return values
 
 
-def _named(name: str, work: Any) -> Any:
+def _named(name: str, work: Callable[[], T]) -> T:
     try:
         return work()
     except RefusedConfig as error:
@@ -157,5 +158,6 @@ def _mark(name: str, value: Any) -> Mark:
     return Mark((float(focus[0]), float(focus[1])), float(zoom))
 
 
-def _is_number(value: object, least: float, most: float) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and least <= value <= most  # type: ignore[arg-type]
+def _is_number(value: Any, least: float, most: float) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value) and least <= value <= most

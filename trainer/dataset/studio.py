@@ -59,9 +59,7 @@ class Studio:
         path = self._folder(name)
         if not path.is_dir():
             raise SafelightError(f"There is no dataset named {name[:100]!r}. Choose one of the list.")
-        dataset = Dataset(name, path, self.workspace, builtin=False)
-        dataset.history.recover()
-        return dataset
+        return Dataset(name, path, self.workspace, builtin=False)
 
     def create(self, name: str) -> Dataset:
         """A new, empty dataset. Raises RefusedName for a bad name, SafelightError for one that is taken."""
@@ -162,6 +160,13 @@ class Dataset:
     def __init__(self, name: str, path: Path, workspace: Workspace, *, builtin: bool) -> None:
         self.name, self.path, self.builtin = name, path, builtin
         self._history = History(path, workspace.cache_dir)
+        self.history_fault = ""
+        """Why nothing can be changed: the history is damaged. The pictures can be looked at all the same."""
+        if not builtin:
+            try:
+                self._history.recover()
+            except SafelightError as error:
+                self.history_fault = str(error)
 
     @property
     def history(self) -> History:
@@ -172,7 +177,7 @@ class Dataset:
     @property
     def revision(self) -> int:
         """A number that grows with every change of ours, for polls. What others do to the folder is not counted."""
-        return 0 if self.builtin else self._history.revision
+        return 0 if self.builtin or self.history_fault else self._history.revision
 
     @property
     def settings(self) -> DatasetSettings:
@@ -292,6 +297,8 @@ class Dataset:
             return self.history.apply(label, {**changes, **self._mark_changes(remaining)})
 
     def _check_new(self, old: str, new: str, moves: Mapping[str, str]) -> None:
+        if old != new and same_name_key(old) == same_name_key(new):
+            raise SafelightError(f"{new[:200]} differs only in case from {old[:200]}. Choose another name.")
         for part in new.split("/"):
             safe_name(part, "name")
         if Path(old).suffix != Path(new).suffix:
