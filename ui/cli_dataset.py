@@ -152,6 +152,19 @@ def tag(options: argparse.Namespace) -> int:
     return tag_pictures(options)
 
 
+def _publish_arguments(parser: argparse.ArgumentParser) -> None:
+    from ui.cli_dataset_publish import publish_arguments
+
+    publish_arguments(parser)
+
+
+def publish(options: argparse.Namespace) -> int:
+    """Publishes a dataset on Hugging Face, with clean copies of its pictures and a dataset card."""
+    from ui.cli_dataset_publish import publish as publish_pictures
+
+    return publish_pictures(options)
+
+
 SUBCOMMANDS: dict[str, tuple[AddArguments, Run]] = {
     "list": (lambda parser: None, list_all),
     "history": (_history_arguments, show_history),
@@ -159,6 +172,7 @@ SUBCOMMANDS: dict[str, tuple[AddArguments, Run]] = {
     "redo": (_undo_arguments, redo),
     "caption": (_caption_arguments, caption),
     "tag": (_tag_arguments, tag),
+    "publish": (_publish_arguments, publish),
 }
 
 

@@ -29,6 +29,7 @@ SCRIPTS = (
     "studio_viewer",
     "studio_import",
     "studio_tags",
+    "studio_publish",
     "form",
     "access",
     "settings",
