@@ -17,8 +17,12 @@ import transformers
 from security.captioners import CAPTIONERS
 from security.errors import RefusedFile, SafelightError
 from tests.tiny_captioners import BUILDERS, as_older_folder, copied, pictures, tiny_captioner
+from trainer.dataset.studio import Studio
 from trainer.tagging.base import TaggerFiles, TaggerRow, TaggingOptions, row_faults, taggers
 from trainer.tagging.captioners import KINDS, Captioner
+from trainer.tagging.run import tag_dataset
+from trainer.tasks import TaskControl
+from trainer.workspace import TAGGERS, Workspace
 
 TASKS = {"prompt": "<CAPTION>", "tasks": ["<CAPTION>", "<DETAILED_CAPTION>"]}
 CHAT = {"prompt": "Describe this picture."}
@@ -197,3 +201,24 @@ def test_rows_of_the_catalog_are_whole() -> None:
         asking = KINDS[row.settings["kind"]].asking
         assert bool(row.settings.get("prompt")) == (asking in ("task", "chat"))
         assert bool(row.settings.get("tasks")) == (asking == "task")
+
+
+@pytest.mark.parametrize("name", ["git-base-coco", "qwen3-vl-8b"])
+def test_a_dataset_is_captioned_and_the_captions_are_one_step(
+    folders: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    workspace = Workspace.open(tmp_path / "workspace")
+    row = taggers()[name]
+    copied(folders[row.settings["kind"]], workspace.on_shelf(TAGGERS).models_dir / name)
+    dataset = Studio(workspace).create("cats")
+    for number, picture in enumerate(pictures()):
+        picture.save(dataset.path / f"{number}.png")
+    options = TaggingOptions(models=(name,), max_new_tokens=12, batch_size=2)
+    report = tag_dataset(workspace, dataset, dataset.pictures(), options, TaskControl())
+    assert report.startswith("3 captions written with") and "CPU, fp32" in report
+    captioner = Captioner(options, row)
+    captioner.load(TaggerFiles(folders[row.settings["kind"]], {}), "cpu")
+    said = {f"{number}.png": one for number, one in enumerate(answers(captioner))}
+    assert dataset.captions() == {picture: " ".join(one.split()) for picture, one in said.items()}
+    dataset.history.undo()
+    assert not dataset.captions()
