@@ -98,6 +98,13 @@ MAX_ARCHIVE_RATIO = 100
 MAX_ARCHIVE_DEPTH = 4
 """Most folders above a file in a zip archive."""
 
+MAX_PARQUET_BYTES = 4 * 1024 * MIB
+"""Largest Parquet file. Hugging Face writes shards of half a gigabyte."""
+MAX_PARQUET_GROUPS = 20_000
+"""Most row groups of one; a hundred rows each are usual."""
+MAX_PARQUET_GROUP_BYTES = 4 * 1024 * MIB
+"""Most bytes of pictures in one row group, unpacked."""
+
 MAX_REQUEST_BODY_BYTES = 16 * MIB
 """Largest request body other than an upload: a few thousand edited captions fit."""
 MAX_UPLOAD_BYTES = 2 * 1024 * MIB

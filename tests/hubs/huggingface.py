@@ -14,11 +14,22 @@ SIGNATURE = "Expires=1&Signature=SIGNED&Key-Pair-Id=K"
 
 
 class HuggingFacePlayer:
-    """One repository of a hub. `storage` is where large files are sent from; None lets the hub send them itself."""
+    """One repository of a hub. `storage` is where large files are sent from; None lets the hub send them itself.
+
+    `kind`: "models" or "datasets", which stand below another path.
+    """
 
     def __init__(
-        self, hubs: Hubs, repo: str, files: Mapping[str, bytes], *, host: str = HOST, storage: str | None = STORAGE
+        self,
+        hubs: Hubs,
+        repo: str,
+        files: Mapping[str, bytes],
+        *,
+        host: str = HOST,
+        storage: str | None = STORAGE,
+        kind: str = "models",
     ):
+        self.kind = kind
         self.hubs = hubs
         self.repo = repo
         self.files = dict(files)
@@ -41,7 +52,10 @@ class HuggingFacePlayer:
 
     def is_large(self, path: str) -> bool:
         """Whether the file is stored apart from git, as weights are."""
-        return path.endswith((".safetensors", ".ckpt", ".bin"))
+        pictures = (
+            (".png", ".jpg", ".webp") if self.kind == "datasets" else ()
+        )  # as the hub's own .gitattributes has it
+        return path.endswith((".safetensors", ".ckpt", ".bin", ".onnx", ".parquet", ".zip", *pictures))
 
     def issue(self, path: str, level: str) -> None:
         """The scanners found something."""
@@ -50,7 +64,7 @@ class HuggingFacePlayer:
     def publish(self, revisions: Sequence[str] = ("main", COMMIT)) -> HuggingFacePlayer:
         """Puts everything on the server."""
         for revision in revisions:
-            self.hubs.on(self.host, f"/api/models/{self.repo}/revision/{revision}", self._info)
+            self.hubs.on(self.host, f"/api/{self.kind}/{self.repo}/revision/{revision}", self._info)
         for path, data in self.files.items():
             self._publish_file(path, data)
         return self
@@ -58,7 +72,8 @@ class HuggingFacePlayer:
     def _publish_file(self, path: str, data: bytes) -> None:
         more = self.replies.get(path, {})
         body = Reply(**{"body": data, "etag": f'"{sha256(data)}"', **more})
-        address = f"/{self.repo}/resolve/{self.commit}/{path}"
+        prefix = "" if self.kind == "models" else f"/{self.kind}"
+        address = f"{prefix}/{self.repo}/resolve/{self.commit}/{path}"
         headers = [("X-Repo-Commit", self.commit)]
         if not self.is_large(path) or self.storage is None:
             self.hubs.on(self.host, address, self._guarded(body))

@@ -105,7 +105,7 @@ def import_bundles(
                 put.one(incoming, work.result())
             except (RefusedFile, OSError) as error:
                 counts.left_out += 1
-                control.skip(incoming.name, _reason(error))
+                control.skip(incoming.name, _reason(incoming, error))
             counts.seen += 1
         put.flush()
         control.progress(counts.seen, max(total, counts.seen), "")
@@ -273,10 +273,12 @@ class _Put:
         return caption in (None, "", there)
 
 
-def _reason(error: Exception) -> str:
-    return (
-        str(error) if isinstance(error, RefusedFile) else f"it could not be read: {getattr(error, 'strerror', error)}"
-    )
+def _reason(incoming: Incoming, error: Exception) -> str:
+    """What is wrong with a picture, which may have another name in the cache than its sender gave it."""
+    if not isinstance(error, RefusedFile):
+        return f"it could not be read: {getattr(error, 'strerror', error)}"
+    text, name = str(error), incoming.path.name
+    return PurePosixPath(incoming.name).name + text[len(name) :] if text.startswith(name) else text
 
 
 def _report(name: str, counts: _Counts, total: int, control: TaskControl) -> str:

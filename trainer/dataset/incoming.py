@@ -31,6 +31,7 @@ MAX_TABLE_BYTES = 64 * MIB
 CAPTION_COLUMNS = ("text", "caption", "captions", "prompt", "tags", "description", "additional_feature")
 """Columns that hold captions, the likeliest first."""
 FILE_COLUMNS = ("file_name", "image", "file")
+NOT_ALONG = "has a caption in the metadata, but did not come along"
 
 Skipped = tuple[str, str]
 """The name of what was left out, and why."""
@@ -106,7 +107,7 @@ def _sorted_out(files: Mapping[str, Path], skipped: Sequence[Skipped]) -> Bundle
         left += [(other, f"{beside[0]} is the caption of the same picture") for other in beside[1:]]
         found.append(Incoming(name, pictures[name], caption))
     left += [(name, "a caption without its picture") for name in texts if name not in used]
-    left += [(name, "has a caption in the metadata, but did not come along") for name in told if name not in pictures]
+    left += [(name, NOT_ALONG) for name in told if name not in pictures]
     return Bundle(tuple(found), tuple(left))
 
 

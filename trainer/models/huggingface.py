@@ -78,10 +78,10 @@ def _plan(
     commit = str(info.get("sha", ""))
     if not _COMMIT.fullmatch(commit):
         raise FailedDownload(f"Hugging Face gave no commit for {source.repo}. Try again later.")
-    files = {file.path: file for file in _files(info)}
-    _refuse_gated(info, token, source.repo, page)
+    files = {file.path: file for file in repo_files(info)}
+    refuse_gated(info, token, source.repo, page)
     plan = choose(files, info)
-    licence, licence_link = _licence(info, files, page, commit)
+    licence, licence_link = licence_of(info, files, page, commit)
     return Plan(
         service=Service.HUGGING_FACE,
         title=plan.title,
@@ -116,7 +116,7 @@ def _model_info(network: Network, token: Secret | None, source: HuggingFaceSourc
     return info
 
 
-def _files(info: Mapping[str, Any]) -> Iterator[RepoFile]:
+def repo_files(info: Mapping[str, Any]) -> Iterator[RepoFile]:
     """The files that the answer lists, with what its scanners say."""
     status = info.get("securityRepoStatus")
     status = status if isinstance(status, Mapping) else {}
@@ -155,7 +155,8 @@ def _verdict(level: str, done: object) -> str:
     return PENDING if done is False else UNKNOWN
 
 
-def _refuse_gated(info: Mapping[str, Any], token: Secret | None, repo: str, page: str) -> None:
+def refuse_gated(info: Mapping[str, Any], token: Secret | None, repo: str, page: str) -> None:
+    """Raises NeedsLogin for a repository whose owner wants terms accepted, RefusedModel for a disabled one."""
     if info.get("gated") and token is None:
         raise NeedsLogin(
             f"{repo} is gated: its owner wants you to accept terms first. Open its page, accept them there, "
@@ -163,7 +164,7 @@ def _refuse_gated(info: Mapping[str, Any], token: Secret | None, repo: str, page
             page,
         )
     if info.get("disabled"):
-        raise RefusedModel(f"{repo} was disabled by Hugging Face, so it is not fetched. Choose another model.")
+        raise RefusedModel(f"{repo} was disabled by Hugging Face, so it is not fetched. Choose another one.")
 
 
 def _notes(info: Mapping[str, Any]) -> Iterator[str]:
@@ -181,7 +182,7 @@ def _pipeline_of(info: Mapping[str, Any]) -> str:
     return plain_text(name, 80) if isinstance(name, str) else ""
 
 
-def _licence(info: Mapping[str, Any], files: Mapping[str, RepoFile], page: str, commit: str) -> tuple[str, str]:
+def licence_of(info: Mapping[str, Any], files: Mapping[str, RepoFile], page: str, commit: str) -> tuple[str, str]:
     """The licence's name, and the page where it can be read: its text in the repository, else the model card."""
     card = info.get("cardData")
     card = card if isinstance(card, Mapping) else {}

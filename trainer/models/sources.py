@@ -145,7 +145,7 @@ def _from_hub_page(parts: list[str]) -> HuggingFaceSource:
         raise UnknownSource(
             f"{parts[0] or 'This'!r} alone is an owner's page or the start page. Open the model there and paste its address."
         )
-    repo = _checked_repo("/".join(parts[:2]))
+    repo = checked_repo("/".join(parts[:2]))
     if len(parts) == 2 or parts[2] in ("discussions", "commits", "commit"):
         return HuggingFaceSource(repo)
     kind, rest = parts[2], parts[3:]
@@ -157,7 +157,7 @@ def _from_hub_page(parts: list[str]) -> HuggingFaceSource:
         path = ""  # a folder of the repository: the files that are needed are chosen from all of it
     elif not path:
         raise UnknownSource(f"This address names no file. {EXAMPLES}")
-    return HuggingFaceSource(repo, _checked_revision(revision), _checked_file(path))
+    return HuggingFaceSource(repo, checked_revision(revision), checked_file(path))
 
 
 def _from_civitai_page(parts: list[str], query: str) -> CivitaiSource:
@@ -197,7 +197,7 @@ def _from_id(text: str) -> Source:
         raise UnknownSource(f"{text[:200]!r} names no model.{_near(text)} {EXAMPLES}")
     if at and not rest:  # owner/name@revision/file
         revision, _, rest = (revision, "", "") if revision.startswith("refs/") else revision.partition("/")
-    return HuggingFaceSource(owner_and_name, _checked_revision(revision or "main"), _checked_file(rest))
+    return HuggingFaceSource(owner_and_name, checked_revision(revision or "main"), checked_file(rest))
 
 
 def _from_air(found: re.Match[str]) -> CivitaiSource:
@@ -210,19 +210,22 @@ def _from_air(found: re.Match[str]) -> CivitaiSource:
     return CivitaiSource(int(found["model"]), _number(found["version"]), _number(found["file"]))
 
 
-def _checked_repo(repo: str) -> str:
+def checked_repo(repo: str) -> str:
+    """The id of a repository, owner/name. Raises UnknownSource."""
     if not _REPO.fullmatch(repo) or ".." in repo or repo.endswith(".git"):
         raise UnknownSource(f"{repo[:200]!r} is not the id of a repository. It has the form owner/name.")
     return repo
 
 
-def _checked_revision(revision: str) -> str:
+def checked_revision(revision: str) -> str:
+    """A branch, tag or commit. Raises UnknownSource."""
     if not _REVISION.fullmatch(revision) or ".." in revision:
         raise UnknownSource(f"{revision[:200]!r} is not a revision. Give a branch, a tag or a commit, such as main.")
     return revision
 
 
-def _checked_file(path: str) -> str:
+def checked_file(path: str) -> str:
+    """A path in a repository, or "". Raises UnknownSource."""
     if path and (not _REPO_FILE.fullmatch(path) or any(part in (".", "..") for part in path.split("/"))):
         raise UnknownSource(f"{path[:200]!r} is not a file of a repository.")
     return path

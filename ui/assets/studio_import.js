@@ -169,7 +169,9 @@
         const answer = await call(server, name, { ...argument, dataset }, 60);
         studio.task(answer).then(async (task) => {
           named_by_hand = false;
-          if (task.state !== "failed") await studio.choose(answer.name);
+          if (task.state === "failed") return;
+          await studio.choose(answer.name);
+          if (!chosen.length && !sending) panel.show(false); // the pictures are what one wants to see now
         });
         document.dispatchEvent(new CustomEvent("safelight:look"));
         return answer;
@@ -211,7 +213,7 @@
       const bytes = chosen.reduce((sum, { file }) => sum + file.size, 0);
       const kinds = [...new Set(wanted.filter((one) => !chosen.includes(one)).map(({ name }) => ending(name)))];
       const parts = [many(chosen.length - captions - archives, "picture"), captions && many(captions, "caption file"), archives && many(archives, "archive"), megabytes(bytes)];
-      const rest = kinds.length ? ` ${many(wanted.length - chosen.length, "other file")} stay (${kinds.slice(0, 6).join(", ")}).` : "";
+      const rest = kinds.length ? ` Left out here: ${many(wanted.length - chosen.length, "other file")} (${kinds.slice(0, 6).join(", ")}).` : "";
       setText(summary, chosen.length ? `${parts.filter(Boolean).join(" · ")}.${rest}` : `No pictures among them.${rest}`);
       sending = null;
       failures.replaceChildren();
@@ -347,6 +349,7 @@
     const address = h("input", { id: "studio-import-address", class: "sl-field", autocomplete: "off", spellcheck: "false", placeholder: "hf:owner/name, or the address of a dataset or .zip" });
     const column = h("input", { id: "studio-import-column", class: "sl-field", autocomplete: "off", spellcheck: "false", placeholder: "found by its name" });
     const most = h("input", { id: "studio-import-most", class: "sl-field", type: "number", min: "1", max: "100000", value: "2000" });
+    let source = "";
     const facts = h("div", { class: "sl-facts-of", role: "status" });
     const fetch_it = h("button", { type: "button", class: "sl-button sl-primary", hidden: true, onclick: import_address }, "Fetch and import");
     const away = h(
@@ -378,6 +381,7 @@
           h("ul", { class: "sl-notes sl-notes-fact" }, plan.facts.map((text) => h("li", {}, text))),
           plan.warnings.length ? h("ul", { class: "sl-notes sl-notes-warning" }, plan.warnings.map((text) => h("li", {}, text))) : "",
         );
+        source = plan.source; // exactly what is shown here, whatever happens at the hub meanwhile
         fetch_it.hidden = false;
         if (!into.value.trim()) into.value = plan.name;
         fetch_it.focus();
@@ -389,8 +393,8 @@
     });
 
     async function import_address() {
-      const argument = { address: address.value.trim(), column: column.value.trim(), most: Number(most.value) || 0 };
-      if (!(await start("import_address", argument))) return;
+      const argument = { address: source, column: column.value.trim(), most: Number(most.value) || 0 };
+      if (!(await start("import_from", argument))) return;
       address.value = "";
       fetch_it.hidden = true;
       facts.replaceChildren();

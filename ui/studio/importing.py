@@ -12,14 +12,17 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from security.errors import RefusedRequest
+from security.policy import Service
 from security.roots import resolve_user_path
 from security.uploads import Uploads
 from security.web import current_login
+from trainer.dataset.addresses import plan_address
+from trainer.dataset.fetched import AddressOptions, import_address
 from trainer.dataset.importing import ARCHIVE_SUFFIX, check_name, import_files, import_paths
 from trainer.dataset.incoming import WANTED_SUFFIXES
 from trainer.dataset.studio import Studio
-from trainer.tasks import TaskControl
-from ui.messages import ShownError, text_of
+from trainer.tasks import TaskControl, Work
+from ui.messages import ShownError, number_of, text_of
 from ui.services import IMPORT_FOLDER, Services
 from ui.studio.panels import Answer, Panel
 from ui.views import FILES_PREFIX
@@ -93,7 +96,37 @@ def import_functions(services: Services) -> Sequence[Answer]:
         work = functools.partial(import_paths, services.studio, name, [path])
         return _started(services, name, f"Import {path.name} into {name}", work)
 
-    return import_state, import_sent, drop_sent, import_path
+    def look_at_address(argument: Any = None) -> dict[str, Any]:
+        refuse_offline(services)
+        token = services.tokens.get(Service.HUGGING_FACE)
+        plan = plan_address(services.network, token, text_of(argument, "address"))
+        return {
+            "source": plan.source,
+            "title": plan.title,
+            "name": services.studio.free_name(plan.name),
+            "facts": list(plan.facts),
+            "warnings": list(plan.warnings),
+        }
+
+    def import_from(argument: Any = None) -> dict[str, Any]:
+        refuse_offline(services)
+        name, address = _dataset(argument), text_of(argument, "address")
+        column = argument.get("column")
+        options = AddressOptions(number_of(argument, "most"), column if isinstance(column, str) else "")
+
+        def work(control: TaskControl) -> str:
+            token = services.tokens.get(Service.HUGGING_FACE)
+            return import_address(services.studio, services.network, token, name, address, options, control)
+
+        return _started(services, name, f"Fetch into {name}", work, lane="network")
+
+    return import_state, import_sent, drop_sent, import_path, look_at_address, import_from
+
+
+def refuse_offline(services: Services) -> None:
+    """Raises SafelightError when this program may fetch nothing, with the reason."""
+    if services.downloads.fault:
+        raise ShownError(services.downloads.fault)
 
 
 def _dataset(argument: Any) -> str:
@@ -102,8 +135,8 @@ def _dataset(argument: Any) -> str:
     return name
 
 
-def _started(services: Services, name: str, title: str, work: Any) -> dict[str, Any]:
-    return {"task": services.studio.tasks.start("import", title, name, work), "name": name}
+def _started(services: Services, name: str, title: str, work: Work, lane: str = "disk") -> dict[str, Any]:
+    return {"task": services.studio.tasks.start("import", title, name, work, lane), "name": name}
 
 
 def _where(services: Services) -> str:
