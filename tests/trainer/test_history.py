@@ -254,6 +254,15 @@ def test_edits_during_a_long_one_can_all_be_undone_in_order(bench: Bench) -> Non
     assert states[-1] == FILES
 
 
+def test_a_picture_that_a_long_edit_moved_stays_with_its_place(bench: Bench) -> None:
+    with bench.history.long("move all") as edit:
+        edit.add({"z.png": bench.folder / "a.png", "a.png": None, "notes.txt": b"1"})
+        bench.history.apply("remove", {"z.png": None})
+        edit.add({"notes.txt": b"2"})
+    assert [one.files for one in bench.history.edits()] == [("notes.txt",), ("z.png",), ("a.png", "z.png")]
+    assert undo_all(bench.history) == 3 and bench.files() == FILES
+
+
 def test_large_contents_that_nothing_needs_are_deleted(bench: Bench) -> None:
     blobs = bench.folder / ".safelight" / "blobs"
     with bench.history.long("masks") as edit:

@@ -75,7 +75,7 @@ def _moved(
     places: Places, store: Store, source: Path, current: Current, changes: Mapping[str, Content]
 ) -> tuple[Stored, str]:
     """The content that a file brings that is moved in, and where from; "" within the dataset."""
-    if source.is_relative_to(places.dataset.path) and not source.is_relative_to(places.own.path):
+    if source.is_relative_to(places.dataset.path):
         old = source.relative_to(places.dataset.path).as_posix()
         content, _ = current.get(old, (None, NO_FILE))
         if content is None or changes[old] == source:
@@ -136,11 +136,12 @@ def split_others(store: Store, paths: Iterable[str], own: int | None) -> None:
     held = store.query(
         "SELECT edit, path FROM files JOIN edits ON edits.id=files.edit WHERE seq IS NULL AND edit IS NOT ?", own
     )
-    parts: dict[object, list[object]] = {}
+    parts: dict[object, set[object]] = {}
     for edit, path in held:
         if path in wanted:
-            parts.setdefault(edit, []).append(path)
-    for edit, shared in parts.items():
+            parts.setdefault(edit, set()).add(path)
+    for edit, paths_of_both in parts.items():
+        shared = _tied(store, edit, paths_of_both)
         keep_undone(store)
         part = store.change(
             "INSERT INTO edits(seq, time, label, undone) SELECT ?, time, label, 0 FROM edits WHERE id=?",
@@ -148,6 +149,18 @@ def split_others(store: Store, paths: Iterable[str], own: int | None) -> None:
             edit,
         )
         store.change_many("UPDATE files SET edit=? WHERE edit=? AND path=?", [(part, edit, path) for path in shared])
+
+
+def _tied(store: Store, edit: object, paths: set[object]) -> set[object]:
+    """Paths of an edit and those that share a large content with them: it moved between them, so they stay together."""
+    rows = store.query("SELECT path, before, after FROM files WHERE edit=?", edit)
+    large = {number for (number,) in store.query("SELECT id FROM contents WHERE data IS NULL")}
+    tied, size = set(paths), 0
+    while len(tied) > size:
+        size = len(tied)
+        contents = {number for path, *both in rows if path in tied for number in both if number in large}
+        tied |= {path for path, *both in rows if contents.intersection(both)}
+    return tied
 
 
 def keep_undone(store: Store) -> None:

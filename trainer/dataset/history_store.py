@@ -113,9 +113,8 @@ class Places:
 
     def source_text(self, source: Path) -> str:
         """The text for `source_of`. Raises SafelightError for a file elsewhere."""
-        for kind, root in (("cache", self.cache), ("own", self.own)):
-            if root is not None and source.is_relative_to(root.path):
-                return f"{kind}:{source.relative_to(root.path).as_posix()}"
+        if self.cache is not None and source.is_relative_to(self.cache.path):
+            return f"cache:{source.relative_to(self.cache.path).as_posix()}"
         raise SafelightError(f"{source} is not in the cache of the workspace, so it is not moved into a dataset.")
 
     def look(self, path: str) -> Look:
