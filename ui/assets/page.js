@@ -287,7 +287,8 @@
     else if (event.key === "r" && Date.now() - went < 1500) open_tab("runs");
     else if (event.key === "/") {
       const panel = document.getElementById(`panel-${current_tab()}`);
-      const field = panel?.querySelector("input[type=search]");
+      const fields = [...(panel?.querySelectorAll("input[type=search]") || [])].filter((one) => one.offsetParent);
+      const field = fields.find((one) => "main" in one.dataset) || fields[0];
       if (!field) return;
       event.preventDefault();
       field.focus();

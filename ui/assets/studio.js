@@ -163,10 +163,11 @@
   studio.look = () => look();
 
   /** What was saved of one picture goes into its row; all rows are asked for again only if something else changed too. */
-  studio.took = (row, values, { before_revision, revision } = {}) => {
-    Object.assign(row, values, { stamp: (row.stamp || 0) + 1 });
+  studio.took = (name, values, { before_revision, revision } = {}) => {
+    const row = studio.row(name); // asked for now: all rows may have been read anew since
+    if (row) Object.assign(row, values, { stamp: (row.stamp || 0) + 1 });
     if (revision !== undefined && before_revision === studio.revision) studio.revision = revision;
-    studio.emit("row", row.name);
+    studio.emit("row", name);
     look();
   };
 

@@ -4,7 +4,7 @@
   const { h, setText, notify, open_dialog, confirm_dialog, current_tab, keys_off, studio } = window.safelight;
 
   const GAP = 10;
-  const CARD = { captions: { width: 330, height: 158 }, pictures: { width: 148, height: 176 } };
+  const CARD = { captions: { width: 310, height: 158 }, pictures: { width: 148, height: 176 } };
   const MARGIN = 500; // pixels above and below the window that are drawn as well
   const REST_MS = 60; // pictures are asked for once the scrolling has rested this long
   const MAX_WAIT_MS = 180;
@@ -25,7 +25,7 @@
 
     // ---- the bar above the grid -----------------------------------------------------------------------------------
 
-    const find = h("input", { type: "search", id: "dataset-find", class: "sl-field", autocomplete: "off", spellcheck: "false", placeholder: "words, tag:x, is:untagged … ( / )" });
+    const find = h("input", { type: "search", id: "dataset-find", "data-main": true, class: "sl-field", autocomplete: "off", spellcheck: "false", placeholder: "words, tag:x, is:untagged … ( / )" });
     const help = h("button", { type: "button", class: "sl-button sl-plain", "aria-label": "What can be typed into Find", onclick: show_help }, "?");
     const sort = h("select", { id: "dataset-sort", class: "sl-select" }, Object.entries(studio.SORTS).map(([id, [label]]) => h("option", { value: id }, label)));
     sort.value = remembered("sort", studio.SORTS, "name");
@@ -369,6 +369,9 @@
     window.addEventListener("scroll", draw_soon, { passive: true });
     window.addEventListener("resize", draw_soon, { passive: true });
     new ResizeObserver(measure).observe(list);
+    const strip = document.getElementById("view-strip");
+    // the strip stays at the top without its heading; this bar stays right below it, however high it is just now
+    new ResizeObserver(() => (bar.style.top = `${Math.max(0, strip.offsetHeight + parseFloat(window.getComputedStyle(strip).top) - 1)}px`)).observe(strip);
 
     studio.find = (text) => {
       find.value = text;

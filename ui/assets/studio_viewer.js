@@ -124,8 +124,11 @@
       studio.show_tokens(tokens, row.tokens);
       const [at, of] = studio.position_of(viewer.name);
       setText(position, at ? `${at.toLocaleString("en")} of ${of.toLocaleString("en")}` : "");
-      before.disabled = !studio.step_from(viewer.name, -1);
-      after.disabled = !studio.step_from(viewer.name, 1);
+      for (const [button, step] of [[before, -1], [after, 1]]) {
+        const over = !studio.step_from(viewer.name, step);
+        if (over && document.activeElement === button) stage_focus(); // a button that is off would take the keys along
+        button.disabled = over;
+      }
       pick.checked = studio.selection.has(viewer.name);
       remove.disabled = studio.builtin;
       setText(facts, [row.width ? `${row.width}×${row.height} pixels` : "", row.format, `${Math.max(1, Math.round(row.bytes / 1024)).toLocaleString("en")} KB`].filter(Boolean).join(" · "));
@@ -233,7 +236,7 @@
       try {
         const answer = await studio.call("set_mark", { picture: name, mark: value });
         const enlarged = row.bucket[0] / crop_box(row, answer.mark).width;
-        studio.took(row, { mark: answer.mark, enlarged }, answer);
+        studio.took(name, { mark: answer.mark, enlarged }, answer);
       } catch (error) {
         notify(`The crop of ${name} is not saved: ${error.told ? error.message : "Safelight does not answer."}`, "bad");
         if (viewer.name === name) draw();

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +12,7 @@ from trainer.config.files import parse_config
 from trainer.config.schema import TrainConfig
 from trainer.dataset.history import Edit
 from trainer.dataset.plan import USUAL_STEP, plan_dataset
+from trainer.dataset.scan import dataset_names
 from trainer.dataset.studio import Dataset
 from trainer.dataset.tokens import count_tokens
 from trainer.demo import DATASETS as DEMO_DATASETS
@@ -27,9 +27,9 @@ SHOWN_EDITS = 300
 MAX_REPORT = 20_000
 SIZE_SETTINGS = (
     *("model.base", "dataset.resolution", "dataset.aspect_buckets", "dataset.max_aspect_ratio"),
-    "dataset.min_bucket_pictures",
+    *("dataset.min_bucket_pictures", "dataset.max_token_length"),
 )
-"""Settings of the Train form that decide at which size and crop a picture is trained."""
+"""Settings of the Train form that decide at which size and crop a picture is trained, and how much of its caption."""
 
 
 class StudioDesk:
@@ -218,10 +218,8 @@ class StudioDesk:
         return self.services.studio.open(asked if isinstance(asked, str) and asked in known else self._first())
 
     def _names(self) -> list[str]:
-        """All datasets: own ones by name, then the embedded ones. One look at a folder."""
-        with os.scandir(self.services.workspace.datasets_dir) as entries:
-            own = sorted(one.name for one in entries if one.is_dir(follow_symlinks=False) and one.name[0] != ".")
-        return [*(name for name in own if name not in DEMO_DATASETS), *DEMO_DATASETS]
+        """All datasets, somebody's own before the embedded ones."""
+        return sorted(dataset_names(self.services.workspace), key=lambda name: (name in DEMO_DATASETS, name))
 
     def _first(self) -> str:
         return self._names()[0]
