@@ -65,7 +65,7 @@ def test_untagged_pictures_get_captions_and_the_rest_stays(workspace: Workspace,
     assert dataset.captions() == {
         "red.png": RED, "sub/red.webp": RED, "green.png": "my own words", "blue.jpg": "blue thing, sky",
     }  # fmt: skip
-    assert report == "2 captions written with colours on the CPU; 2 had a caption and were left as they are."
+    assert report == "2 captions written with colours on the CPU; 2 captions left as they were."
     ((name, reason),) = control._now()[4]
     assert name == "broken.png" and "broken or cut off" in reason
     assert {name: data for name, data in caption_files(dataset).items() if name in before} == before

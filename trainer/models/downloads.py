@@ -197,6 +197,10 @@ class Downloads:
         """Every download that was not forgotten, newest first."""
         return [self._view(job) for job in sorted(self._jobs(), key=lambda job: job.created, reverse=True)]
 
+    def on_shelf(self, shelf: str) -> set[str]:
+        """Ids of the downloads that bring something for one of the workspace's libraries."""
+        return {job.id for job in self._jobs() if job.plan.shelf == shelf}
+
     def get(self, job_id: str) -> Download:
         """One download as of now. Raises SafelightError when there is none of that id."""
         return self._view(self._job(job_id))

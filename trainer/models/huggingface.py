@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import Any
@@ -58,12 +58,19 @@ def plan_download(network: Network, token: Secret | None, source: HuggingFaceSou
     return _plan(network, token, source, lambda files, info: _chosen(source, files, _pipeline_of(info)))
 
 
-def plan_files(network: Network, token: Secret | None, source: HuggingFaceSource, patterns: Sequence[str]) -> Plan:
+def plan_files(
+    network: Network,
+    token: Secret | None,
+    source: HuggingFaceSource,
+    patterns: Sequence[str],
+    known: Mapping[str, str],
+) -> Plan:
     """What fetching a repository's files that match `patterns` (with * and ?) will bring, as one folder.
 
-    Raises as `plan_download`, and RefusedModel when a pattern has no file.
+    `known`: SHA-256 of files that the hub may give none for. Raises as `plan_download`, and RefusedModel when a pattern
+    has no file.
     """
-    return _plan(network, token, source, lambda files, info: _matching(source.repo, files, patterns))
+    return _plan(network, token, source, lambda files, info: _matching(source.repo, files, patterns, known))
 
 
 def _plan(
@@ -318,12 +325,16 @@ def _folder(repo: str, files: Mapping[str, RepoFile], chosen: dict[str, RepoFile
     )
 
 
-def _matching(repo: str, files: Mapping[str, RepoFile], patterns: Sequence[str]) -> Plan:
+def _matching(repo: str, files: Mapping[str, RepoFile], patterns: Sequence[str], known: Mapping[str, str]) -> Plan:
     """The plan of the files that match a pattern."""
     for pattern in patterns:
         if not any(fnmatchcase(path, pattern) for path in files):
             raise RefusedModel(f"{repo} has no file {pattern} (any more), which is needed. It is not fetched.")
-    chosen = [file for path, file in files.items() if any(fnmatchcase(path, pattern) for pattern in patterns)]
+    chosen = [
+        replace(file, sha256=file.sha256 or known.get(path, ""))
+        for path, file in files.items()
+        if any(fnmatchcase(path, pattern) for pattern in patterns)
+    ]
     if unsafe := [file.path for file in chosen if file.scan == UNSAFE]:
         raise RefusedModel(_unsafe(repo, unsafe))
     planned = (PlannedFile(file.path, file.path, file.size, file.sha256, file.git_sha1, file.scan) for file in chosen)

@@ -52,6 +52,15 @@ class Look:
     fault: str = ""
 
 
+@dataclass
+class Tally:
+    """What became of the pictures: captions written, captions that had it all, pictures that nothing was said of."""
+
+    written: int = 0
+    same: int = 0
+    silent: int = 0
+
+
 class Crew:
     """Loaded taggers and their threads: one that runs the networks and can reach nothing but their files, two that decode.
 
@@ -140,34 +149,32 @@ def tag_dataset(
     """
     dataset.refuse_builtin()
     chosen = [(row := get_tagger(workspace, name), tagger_files(workspace, row)) for name in options.models]
-    trigger_word = dataset.settings.trigger_word
-    pictures, num_kept = _to_look_at(dataset, names, options, trigger_word, control)
+    pictures, num_kept = _to_look_at(dataset, names, options, control)
     titles = " and ".join(row.title for row, _ in chosen)
+    tally = Tally()
     if not pictures:
-        return _report(titles, "", 0, 0, num_kept)
+        return _report(titles, "", tally, num_kept)
     control.progress(0, len(pictures), f"Loading {titles}")
-    num_written = num_same = num_done = 0
+    num_done = 0
     with Crew(chosen, options) as crew, dataset.history.long(f"Tag with {titles}") as edit:
         began = time.monotonic()
         for looks in crew.looks(pictures, control.cancelled):
             with dataset.history.locked():  # nobody changes a caption between reading and writing it
-                changes, same = _changes(dataset, looks, options, trigger_word, control)
-                edit.add(changes)
-            num_written, num_same = num_written + len(changes), num_same + same
+                edit.add(_changes(dataset, looks, options, control, tally))
             num_done += len(looks)
             pace = num_done / max(time.monotonic() - began, 1e-3)
             control.progress(num_done, len(pictures), f"{pace:.3g} pictures a second on the {crew.where}")
-    report = _report(titles, crew.where, num_written, num_same, num_kept)
+    report = _report(titles, crew.where, tally, num_kept)
     if control.cancelled():
         return f"Cancelled after {num_done} of {len(pictures)} pictures. {report} What was written stays."
     return report
 
 
 def _to_look_at(
-    dataset: Dataset, names: Sequence[str], options: TaggingOptions, trigger_word: str, control: Control
+    dataset: Dataset, names: Sequence[str], options: TaggingOptions, control: Control
 ) -> tuple[list[tuple[str, Path]], int]:
     """The pictures to ask about, and how many are left as they are."""
-    there = set(dataset.pictures())
+    there, trigger_word = set(dataset.pictures()), dataset.settings.trigger_word
     wanted = list(dict.fromkeys(names))
     captions, faults = dataset.read_captions([name for name in wanted if name in there])
     pictures, num_kept = [], 0
@@ -199,11 +206,11 @@ def _sorted_out(
 
 
 def _changes(
-    dataset: Dataset, looks: Sequence[Look], options: TaggingOptions, trigger_word: str, control: Control
-) -> tuple[dict[str, Content], int]:
-    """The caption files to write, and how many captions stay as they are."""
+    dataset: Dataset, looks: Sequence[Look], options: TaggingOptions, control: Control, tally: Tally
+) -> dict[str, Content]:
+    """The caption files to write. What they are is counted."""
     changes: dict[str, Content] = {}
-    num_same = 0
+    trigger_word = dataset.settings.trigger_word
     for look in looks:
         if look.fault:
             control.skip(look.name, look.fault)
@@ -212,24 +219,28 @@ def _changes(
         if look.name in faults and options.mode is not CaptionMode.REPLACE:
             control.skip(look.name, faults[look.name])
             continue
-        after = combined(captions.get(look.name), caption_of(look.descriptions, options), options.mode, trigger_word)
+        fresh = caption_of(look.descriptions, options)
+        after = combined(captions.get(look.name), fresh, options.mode, trigger_word)
         if after is None:
-            num_same += 1
+            tally.silent, tally.same = tally.silent + (not fresh), tally.same + bool(fresh)
             continue
         try:
             changes |= dataset.caption_changes({look.name: after})
+            tally.written += 1
         except SafelightError as error:  # the picture was removed meanwhile
             control.skip(look.name, str(error))
-    return changes, num_same
+    return changes
 
 
-def _report(titles: str, where: str, num_written: int, num_same: int, num_kept: int) -> str:
+def _report(titles: str, where: str, tally: Tally, num_kept: int) -> str:
     def captions(number: int) -> str:
         return f"{number:,} caption{'' if number == 1 else 's'}"
 
-    parts = [f"{captions(num_written)} written with {titles}" + (f" on the {where}" if where else "")]
-    if num_same:
-        parts.append(f"nothing new to say of {num_same:,}")
+    parts = [f"{captions(tally.written)} written with {titles}" + (f" on the {where}" if where else "")]
+    if tally.same:
+        parts.append(f"{captions(tally.same)} had it all already")
+    if tally.silent:
+        parts.append(f"nothing sure enough to say of {tally.silent:,} picture{'' if tally.silent == 1 else 's'}")
     if num_kept:
-        parts.append(f"{num_kept:,} had a caption and were left as they are")
+        parts.append(f"{captions(num_kept)} left as {'it was' if num_kept == 1 else 'they were'}")
     return "; ".join(parts) + "."

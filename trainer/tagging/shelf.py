@@ -9,7 +9,6 @@ from security.errors import SafelightError
 from security.net import Network
 from security.secrets import Secret
 from trainer.models.checks import check_tagger_folder
-from trainer.models.downloads import Downloads
 from trainer.models.huggingface import plan_files
 from trainer.models.library import remove_model
 from trainer.models.plans import Plan, RefusedModel
@@ -59,7 +58,8 @@ def plan_tagger(network: Network, token: Secret | None, row: TaggerRow) -> Plan:
 
     Raises NeedsLogin, FailedDownload, or RefusedModel where the hub has something else than the catalog.
     """
-    plan = plan_files(network, token, HuggingFaceSource(row.source, row.revision or "main"), row.files)
+    hashes = {path: file.sha256 for path, file in row.known.items() if file.sha256}
+    plan = plan_files(network, token, HuggingFaceSource(row.source, row.revision or "main"), row.files, hashes)
     if row.revision and plan.revision != row.revision:
         raise RefusedModel(f"Refused: {row.source} answers with the commit {plan.revision}, not {row.revision}.")
     files = []
@@ -71,7 +71,7 @@ def plan_tagger(network: Network, token: Secret | None, row: TaggerRow) -> Plan:
                     f"Refused: the catalog knows {file.path} of {row.title} with the {what} {ours}; the hub has {theirs}. "
                     "The file was exchanged, or this version of Safelight is out of date."
                 )
-        files.append(replace(file, sha256=known.sha256 or file.sha256, size=known.size or file.size))
+        files.append(replace(file, size=known.size or file.size))
     return replace(
         plan,
         shelf=TAGGERS,
@@ -81,13 +81,6 @@ def plan_tagger(network: Network, token: Secret | None, row: TaggerRow) -> Plan:
         files=tuple(files),
         facts=(row.why, f"{len(files)} files", *(("Pinned by commit and SHA-256",) if row.revision else ())),
     )
-
-
-def fetch_tagger(downloads: Downloads, token: Secret | None, row: TaggerRow, *, confirmed: bool = False) -> str:
-    """Starts to fetch a tagger into the workspace and returns the download's id. Raises SafelightError: why not."""
-    if downloads.fault:
-        raise SafelightError(downloads.fault)
-    return downloads.start(plan_tagger(downloads.network, token, row), name=row.name, confirmed=confirmed)
 
 
 def tagger_files(workspace: Workspace, row: TaggerRow) -> TaggerFiles:
