@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from security.captioners import CAPTIONERS
 from security.errors import RefusedFile, SafelightError
@@ -185,6 +186,15 @@ def test_damaged_weights_end_in_a_sentence(folders: dict[str, Path], tmp_path: P
     (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
     with pytest.raises(RefusedFile, match=r"BLIP could not be opened.*download it again"):
         opened(folder, row_of("blip"))
+
+
+def test_weights_that_are_missing_are_not_made_up(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = copied(folders["git"], tmp_path / "gap")
+    tensors = load_file(folder / "model.safetensors")
+    lacking = [name for name in tensors if ".encoder.layer.1." in name]
+    save_file({name: tensors[name] for name in tensors if name not in lacking}, folder / "model.safetensors")
+    with pytest.raises(RefusedFile, match=rf"lack {len(lacking)} of its weights"):
+        opened(folder, row_of("git"))
 
 
 def test_rows_of_the_catalog_are_whole() -> None:

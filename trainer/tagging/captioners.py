@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,6 +27,11 @@ Asking = Literal["beginning", "question", "task", "chat"]
 fixed tasks, or as a message that it answers."""
 
 _SENTENCE_END = re.compile(r"[.!?…][\"')\]]*(?=\s|$)")
+
+_MAX_GAP = 0.01
+"""Share of a network's numbers that its files may lack."""
+_ROOM = 1.2
+"""Memory for a captioner at work, as a multiple of its weights."""
 
 
 @dataclass(frozen=True)
@@ -92,15 +97,19 @@ class Captioner:
         dtype = _chosen_dtype(files.folder, place)
         try:
             self._processor = _open_processor(files.folder, self._kind)
-            model = getattr(transformers, CAPTIONERS[found].architecture).from_pretrained(
-                files.folder, dtype=dtype, use_safetensors=True, local_files_only=True
+            model, gaps = getattr(transformers, CAPTIONERS[found].architecture).from_pretrained(
+                files.folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
             )
+            _refuse_gaps(model, gaps["missing_keys"], self._row.title)
             self._model = model.eval().to(place)
         except torch.cuda.OutOfMemoryError:
             self.close()
             raise SafelightError(
                 f"{self._row.title} does not fit into the GPU's memory. Take a smaller captioner."
             ) from None
+        except SafelightError:
+            self.close()
+            raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             self.close()  # what transformers raises for files that do not fit together
             raise RefusedFile(
@@ -276,6 +285,17 @@ def _joined(prepared: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.T
     return {name: torch.cat([one[name] for one in prepared]) for name in prepared[0]}
 
 
+def _refuse_gaps(model: Any, missing: Collection[str], title: str) -> None:
+    """transformers fills weights that no file has with random numbers and goes on: nonsense captions, and no error.
+
+    Raises RefusedFile if that is more than a table of constants that older versions did not write.
+    """
+    sizes = {name: tensor.numel() for name, tensor in model.state_dict().items()}
+    gap = sum(sizes.get(name, 0) for name in missing)
+    if gap > _MAX_GAP * sum(sizes.values()):
+        raise RefusedFile(f"The files of {title} lack {len(missing)} of its weights. Delete it and download it again.")
+
+
 def _ids_that_end(model: Any, tokenizer: Any) -> set[int]:
     """Tokens that end an answer or stand behind it."""
     ends = model.generation_config.eos_token_id
@@ -309,10 +329,6 @@ def _chosen_dtype(folder: Path, place: torch.device) -> torch.dtype:
         f"The captioner needs about {math.ceil(num_weights * 2 * _ROOM / 1e9)} GB of memory, and {free / 1e9:.0f} GB are "
         f"free {'on the GPU' if place.type == 'cuda' else 'here'}. Close other programs, or take a smaller captioner."
     )
-
-
-_ROOM = 1.2
-"""Memory for a captioner at work, as a multiple of its weights."""
 
 
 def _num_weights(folder: Path) -> int:
