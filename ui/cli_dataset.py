@@ -126,6 +126,19 @@ def follow(studio: Studio, task_id: str, *, as_json: bool) -> int:
     return 0 if view.state is TaskState.DONE else FAILED
 
 
+def _import_arguments(parser: argparse.ArgumentParser) -> None:
+    from ui.cli_dataset_import import import_arguments
+
+    import_arguments(parser)
+
+
+def import_pictures(options: argparse.Namespace) -> int:
+    """Brings pictures and captions into a dataset: from folders, archives and files, or from an address."""
+    from ui.cli_dataset_import import import_sources
+
+    return import_sources(options)
+
+
 def _caption_arguments(parser: argparse.ArgumentParser) -> None:
     from ui.cli_dataset_caption import caption_arguments
 
@@ -167,6 +180,7 @@ def publish(options: argparse.Namespace) -> int:
 
 SUBCOMMANDS: dict[str, tuple[AddArguments, Run]] = {
     "list": (lambda parser: None, list_all),
+    "import": (_import_arguments, import_pictures),
     "history": (_history_arguments, show_history),
     "undo": (_undo_arguments, undo),
     "redo": (_undo_arguments, redo),
