@@ -112,7 +112,7 @@ def repeated(caption: str) -> list[str]:
     """Tags that stand in a caption more than once, each once; none for sentences."""
     if is_prose(caption):
         return []
-    counts = Counter(_plain(tag) for tag in split_tags(caption))
+    counts = Counter(tag_key(tag, ignore_case=True) for tag in split_tags(caption))
     return [tag for tag, number in counts.items() if number > 1]
 
 

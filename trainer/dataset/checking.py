@@ -14,7 +14,7 @@ from trainer.config.schema import TrainConfig
 from trainer.dataset.buckets import Placement
 from trainer.dataset.captions import with_trigger
 from trainer.dataset.facts import PictureFacts, facts_of
-from trainer.dataset.looks import measures_of
+from trainer.dataset.looks import looks_of, measures_of
 from trainer.dataset.measures import Measures
 from trainer.dataset.plan import USUAL_STEP, model_step, plan_dataset
 from trainer.dataset.quality import Checked, Checkup, Finding, find_problems
@@ -24,8 +24,6 @@ from trainer.dataset.studio import Dataset, Studio, caption_name
 from trainer.dataset.tokens import count_tokens
 from trainer.tasks import TaskControl
 
-COMPARING = ("duplicate", "similar", "leak")
-"""Kinds of findings that need pictures compared with each other."""
 _THREADS = max(2, min(8, os.cpu_count() or 2))
 
 
@@ -58,45 +56,70 @@ class Report:
         return f"{told} in {concerned:,} of {self.num_pictures:,} pictures."
 
 
-def check_dataset(
-    studio: Studio,
-    dataset: Dataset,
-    config: TrainConfig,
-    *,
-    held_out: str = "",
-    kinds: Sequence[str] = (),
-    pairs: Sequence[Pair] = (),
-    control: TaskControl | None = None,
-) -> Report:
-    """Looks at every picture and caption of a dataset as a run with these settings would see them.
+@dataclass(frozen=True)
+class Checking:
+    """A check of a dataset as a run with these settings would see it.
 
-    `held_out`: a dataset that must not have the same pictures. `kinds` limits the checks. `pairs` that somebody else found
-    are added to those that the comparison of pixels finds. Raises Cancelled when `control` says so, SafelightError for a
-    dataset with damaged settings.
+    `held_out`: name of a dataset that must not have the same pictures, or an empty text.
     """
-    control = control or TaskControl()
-    revision = dataset.revision
-    names = dataset.pictures()
-    looked = dict(zip(names, _look_at_all(studio, dataset, names, control, "looking at pictures"), strict=True))
-    prints = {name: look.measures.fingerprint for name, look in looked.items() if look.measures}
-    compares = not kinds or bool(set(kinds) & set(COMPARING))
-    found = [*pairs, *_pairs(looked, prints, control)] if compares else []
-    leaks = _leaks(studio, dataset, held_out, looked, prints, control) if held_out and compares else []
-    step, step_is_known = _step(studio, config)
-    checkup = Checkup(
-        pictures=_checked(studio, dataset, config, step, looked),
-        pairs=found,
-        leaks=leaks,
-        held_out=held_out,
-        orphans=_orphans(dataset.path, names),
-        resolution=config.dataset.resolution,
-        max_tokens=config.dataset.max_token_length,
-        batch_size=config.training.batch_size,
-    )
-    findings = tuple(find_problems(checkup, kinds))
-    return Report(
-        dataset.name, revision, len(names), config.dataset.resolution, step, step_is_known, held_out, findings
-    )
+
+    studio: Studio
+    dataset: Dataset
+    config: TrainConfig
+    held_out: str = ""
+
+    def report(self, control: TaskControl | None = None) -> Report:
+        """Looks at every picture and caption. Raises as `look`."""
+        return self.look((), control or TaskControl())[0]
+
+    def look(self, kinds: Sequence[str], control: TaskControl) -> tuple[Report, Checkup]:
+        """The findings of these kinds, or of all, and what they were found in.
+
+        Raises Cancelled when `control` says so, SafelightError for a dataset with damaged settings.
+        """
+        dataset, settings = self.dataset, self.config.dataset
+        revision = dataset.revision
+        names = dataset.pictures()
+        looked = dict(
+            zip(names, _look_at_all(self.studio, dataset, names, control, "looking at pictures"), strict=True)
+        )
+        prints = {name: look.measures.fingerprint for name, look in looked.items() if look.measures}
+        compares = not kinds or bool({"duplicate", "similar"} & set(kinds))
+        leaks = self._leaks(looked, prints, control) if self.held_out and (not kinds or "leak" in kinds) else []
+        step, step_is_known = _step(self.studio, self.config)
+        checkup = Checkup(
+            pictures=_checked(self.studio, dataset, self.config, step, looked),
+            pairs=_pairs(looked, prints, control) if compares else [],
+            leaks=leaks,
+            held_out=self.held_out,
+            orphans=_orphans(dataset.path, names),
+            resolution=settings.resolution,
+            max_tokens=settings.max_token_length,
+        )
+        findings = tuple(find_problems(checkup, kinds))
+        shown = Report(
+            dataset.name, revision, len(names), settings.resolution, step, step_is_known, self.held_out, findings
+        )
+        return shown, checkup
+
+    def _leaks(
+        self, looked: Mapping[str, _Look], prints: Mapping[str, Fingerprint], control: TaskControl
+    ) -> list[Pair]:
+        if self.held_out == self.dataset.name:
+            raise SafelightError(f"{self.held_out} is the dataset itself. Choose the one with the held-out pictures.")
+        other = self.studio.open(self.held_out)
+        names, text = other.pictures(), f"looking at {self.held_out}"
+        others = dict(zip(names, _look_at_all(self.studio, other, names, control, text), strict=True))
+        by_hash = {look.facts.sha256: name for name, look in others.items() if look.facts}
+        same = {
+            name: Pair(name, by_hash[look.facts.sha256], Relation.SAME, 1.0)
+            for name, look in looked.items()
+            if look.facts and look.facts.sha256 in by_hash
+        }
+        other_prints = {name: look.measures.fingerprint for name, look in others.items() if look.measures}
+        progress = _comparing(control, f"comparing with {self.held_out}")
+        found = {pair.first: pair for pair in find_similar(prints, other_prints, progress=progress)}
+        return list((found | same).values())
 
 
 @dataclass(frozen=True)
@@ -123,6 +146,7 @@ def _look_at_all(
     studio: Studio, dataset: Dataset, names: Sequence[str], control: TaskControl, text: str
 ) -> Iterator[_Look]:
     """In the order of `names`, several at a time; decoding leaves Python's lock alone."""
+    looks_of(studio.workspace)  # opened once, before several threads ask for it
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="safelight-look") as pool:
         waiting = [pool.submit(_look, studio, dataset.path / name) for name in names]
         try:
@@ -148,31 +172,6 @@ def _same_files(hashes: Mapping[str, str]) -> list[Pair]:
         for name, content in hashes.items()
         if first.setdefault(content, name) != name
     ]
-
-
-def _leaks(
-    studio: Studio,
-    dataset: Dataset,
-    held_out: str,
-    looked: Mapping[str, _Look],
-    prints: Mapping[str, Fingerprint],
-    control: TaskControl,
-) -> list[Pair]:
-    if held_out == dataset.name:
-        raise SafelightError(f"{held_out} is the dataset itself. Choose the dataset with the held-out pictures.")
-    other = studio.open(held_out)
-    names = other.pictures()
-    others = dict(zip(names, _look_at_all(studio, other, names, control, f"looking at {held_out}"), strict=True))
-    by_hash = {look.facts.sha256: name for name, look in others.items() if look.facts}
-    same = [
-        Pair(name, by_hash[look.facts.sha256], Relation.SAME, 1.0)
-        for name, look in looked.items()
-        if look.facts and look.facts.sha256 in by_hash
-    ]
-    other_prints = {name: look.measures.fingerprint for name, look in others.items() if look.measures}
-    progress = _comparing(control, f"comparing with {held_out}")
-    found = {pair.first: pair for pair in find_similar(prints, other_prints, progress=progress)}
-    return list((found | {pair.first: pair for pair in same}).values())
 
 
 def _comparing(control: TaskControl, text: str) -> Callable[[int, int], None]:

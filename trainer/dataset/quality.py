@@ -62,8 +62,7 @@ class Checked:
 class Checkup:
     """A whole dataset. `pairs` of like pictures; `leaks`: pairs of one of its pictures and one of `held_out`'s.
 
-    `orphans`: caption files without a picture; `resolution` in pixels, `max_tokens` of a caption, `batch_size`: as
-    training is set.
+    `orphans`: caption files without a picture; `resolution` in pixels and `max_tokens` of a caption as training is set.
     """
 
     pictures: Sequence[Checked]
@@ -73,7 +72,6 @@ class Checkup:
     orphans: Sequence[str] = ()
     resolution: int = 512
     max_tokens: int = 75
-    batch_size: int = 1
     by_name: Mapping[str, Checked] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -226,16 +224,16 @@ def _lone(checkup: Checkup) -> Iterator[tuple[str, str]]:
 # ---- pictures that belong together ----------------------------------------------------------------------------------
 
 
-def _rank(checkup: Checkup) -> Callable[[str], tuple[int, int, bool, str]]:
-    """Sorts the picture to keep first: the most pixels without borders, then bytes, then one with a caption."""
+def _rank(checkup: Checkup) -> Callable[[str], tuple[int, int, bool, int, str]]:
+    """Sorts the picture to keep first: the most pixels without borders, then bytes, a caption, and the shorter name."""
 
-    def rank(name: str) -> tuple[int, int, bool, str]:
+    def rank(name: str) -> tuple[int, int, bool, int, str]:
         one = checkup.by_name[name]
         pixels = 0
         if one.measures:
             left, top, right, bottom = one.measures.border
             pixels = (one.measures.width - left - right) * (one.measures.height - top - bottom)
-        return -pixels, -(one.facts.num_bytes if one.facts else 0), not one.caption, name
+        return -pixels, -(one.facts.num_bytes if one.facts else 0), not one.caption, len(name), name
 
     return rank
 

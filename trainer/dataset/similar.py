@@ -32,6 +32,8 @@ PART_DETAIL = 0.85
 blurred by 2 pixels of 200 have .81 and more, parts .9; skies, petals and walls that only look alike at most .83."""
 LEAST_LIKENESS = 0.3
 """A window that is less alike than this before it is moved never becomes alike enough."""
+HOPELESS = 0.5
+"""A window that is no more alike than this after all its sides were moved once is given up."""
 TRIES_PER_PICTURE = 8
 """Windows that are moved for a better fit, so that thousands of pictures of one layout don't take hours."""
 TAGGER_COSINE = 0.9
@@ -328,4 +330,6 @@ def _fitted(small: Image.Image, box: Box, target: FloatArray, likeness: float) -
                     likeness, box, moved = value, tried, True
         if not moved:
             step /= 2
+        if likeness < HOPELESS:
+            break
     return likeness, box
