@@ -75,7 +75,15 @@ def test_nothing_personal_is_in_the_page_that_anyone_could_see(config: dict[str,
     assert not [entry for entry in config["components"] if entry["props"].get("type") == "password"]
 
 
-STUDIO_PARTS = ("studio", "studio_filter", "studio_captions", "studio_card", "studio_viewer", "studio_complete")
+STUDIO_PARTS = (
+    "studio",
+    "studio_filter",
+    "studio_captions",
+    "studio_card",
+    "studio_viewer",
+    "studio_complete",
+    "studio_paint",
+)
 """Scripts of the Dataset tab that draw no view of their own."""
 
 

@@ -222,7 +222,7 @@
       setText(saved, "Saving…");
       try {
         const answer = await call(server, "save_mask", { dataset, picture: name, png: png() });
-        studio.took(row, { mask: answer.mask }, answer);
+        if (dataset === studio.name) studio.took(name, { mask: answer.mask }, answer);
         if (!pending) setText(saved, answer.mask ? "Saved" : "Saved: nothing is left out");
       } catch (error) {
         pending ||= save;
