@@ -322,6 +322,15 @@ def test_work_is_done_on_two_threads_and_in_order(
     assert seen == list(range(16, 24))
 
 
+def test_batches_may_be_as_small_as_one_picture(studio: Studio, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.dataset.importing.BATCH_FILES", 1)
+    monkeypatch.setattr("trainer.dataset.importing.MAX_AHEAD", 1)  # so that the staging folder is empty in between
+    for number in range(30):
+        put(source, **{f"p{number:02}_dot_png": picture("red", (16 + number, 8))})
+    assert brought(studio, "mira", source)[0].startswith("30 pictures")
+    assert len(studio.open("mira").history.edits()) == 1
+
+
 def test_names_of_datasets_are_checked_first(studio: Studio, source: Path) -> None:
     put(source, a_dot_png=picture())
     with pytest.raises(SafelightError, match="embedded dataset"):

@@ -98,6 +98,7 @@ def import_bundles(
     with ExitStack() as stack:
         put = _Put(studio, name, label, counts, control, stack)
         folder = stack.enter_context(studio.staging())
+        Root(folder).create_file("in-use").close()  # an empty folder goes when its last file moves into the dataset
         pool = stack.enter_context(ThreadPoolExecutor(NUM_THREADS, "safelight-import"))
         for incoming, work in _ahead(studio.workspace, pool, folder, bundles, counts, control):
             control.progress(counts.seen, max(total, counts.seen), "Importing")
