@@ -215,3 +215,54 @@ def put_tagger(workspace: Workspace, name: str, source: Path) -> Path:
     for path in source.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     return folder
+
+
+def random_vit() -> Path:
+    """A tagger as large as WD ViT v3, with random numbers: ViT-B/16 on 448 pixels, 10,861 tags. For measuring only."""
+    folder = CACHE / "random-vit-1"
+    if (folder / "selected_tags.csv").is_file():
+        return folder
+    random = np.random.default_rng(0)
+    graph = _Graph({})
+    width, tokens, heads, num_tags = 768, 784, 12, 10_861
+
+    def weight(name: str, *shape: int) -> str:
+        return graph.constant(name, random.normal(0, 0.02, shape).astype(np.float32))
+
+    def dense(x: str, name: str, wide: int, given: int = width) -> str:
+        return graph.add("Add", [graph.add("MatMul", [x, weight(f"{name}.w", given, wide)]), weight(f"{name}.b", wide)])
+
+    def norm(x: str, name: str) -> str:
+        scale = graph.constant(f"{name}.w", np.ones(width, np.float32))
+        return graph.add("LayerNormalization", [x, scale, weight(f"{name}.b", width)], axis=-1)
+
+    def numbers(name: str, *values: int) -> str:
+        return graph.constant(name, np.array(values, np.int64))
+
+    graph.constant("scale", np.array(127.5, np.float32))
+    split, whole = numbers("split", 0, tokens, heads, width // heads), numbers("whole", 0, tokens, width)
+    graph.constant("eighth", np.array((width // heads) ** -0.5, np.float32))
+    for name, value in (("half", 0.5), ("one", 1.0), ("root", 2**0.5)):
+        graph.constant(name, np.array(value, np.float32))
+    x = graph.add("Div", [graph.add("Transpose", ["pictures"], perm=[0, 3, 1, 2]), "scale"])
+    x = graph.add("Conv", [x, weight("patch.w", width, 3, 16, 16)], strides=[16, 16])
+    x = graph.add("Transpose", [graph.add("Reshape", [x, numbers("flat", 0, width, tokens)])], perm=[0, 2, 1])
+    x = graph.add("Add", [x, weight("places", 1, tokens, width)])
+    for block in range(12):
+        inner = norm(x, f"{block}.norm1")
+        query, key, value = (
+            graph.add("Transpose", [graph.add("Reshape", [dense(inner, f"{block}.{part}", width), split])], perm=order)
+            for part, order in (("q", [0, 2, 1, 3]), ("k", [0, 2, 3, 1]), ("v", [0, 2, 1, 3]))
+        )
+        likely = graph.add("Softmax", [graph.add("Mul", [graph.add("MatMul", [query, key]), "eighth"])], axis=-1)
+        seen = graph.add("Transpose", [graph.add("MatMul", [likely, value])], perm=[0, 2, 1, 3])
+        x = graph.add("Add", [x, dense(graph.add("Reshape", [seen, whole]), f"{block}.out", width)])
+        inner = dense(norm(x, f"{block}.norm2"), f"{block}.up", 4 * width)
+        gate = graph.add("Add", [graph.add("Erf", [graph.add("Div", [inner, "root"])]), "one"])
+        inner = graph.add("Mul", [graph.add("Mul", [inner, gate]), "half"])
+        x = graph.add("Add", [x, dense(inner, f"{block}.down", width, 4 * width)])
+    x = graph.add("ReduceMean", [norm(x, "last")], axes=[1], keepdims=0)
+    graph.nodes.append(helper.make_node("Sigmoid", [dense(x, "head", num_tags)], ["scores"]))
+    _save(graph.nodes, graph.constants, ["batch", 448, 448, 3], folder / "model.onnx")
+    write_tags(folder / "selected_tags.csv", [("general", 9), *((f"tag_{number}", 0) for number in range(1, num_tags))])
+    return folder
