@@ -35,6 +35,7 @@ def test_every_operation_is_offered_with_what_it_needs(ask: Ask) -> None:
     rows = ask("tag_operations")["operations"]
     assert [row["name"] for row in rows] == list(OPERATIONS)
     assert {need for row in rows for need in row["needs"]} == {"tags", "text", "find"}
+    assert "watermark" in next(row["example"] for row in rows if row["name"] == "blacklist")
 
 
 def test_the_table_counts_pictures(ask: Ask) -> None:

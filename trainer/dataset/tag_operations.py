@@ -28,6 +28,12 @@ from trainer.dataset.tags import (
 
 Change = Callable[[str], str]
 
+OFTEN_UNWANTED = (
+    *("virtual youtuber", "parody", "style parody", "official alternate *", "alternate costume", "alternate hair*"),
+    *("signature", "artist name", "dated", "web address", "watermark", "*username"),
+)
+"""What taggers often say that is not in the picture, or that nobody wants to teach: a list to begin with."""
+
 
 @dataclass(frozen=True)
 class EditOptions:
@@ -48,7 +54,7 @@ class EditOptions:
 class Operation:
     """A row of OPERATIONS. `needs`: fields of EditOptions that have to be given; `build` makes the change.
 
-    `label` names it in the list of edits; {tags}, {text} and {find} in it are filled in.
+    `label` names it in the list of edits; {tags}, {text} and {find} in it are filled in. `example`: tags to begin with.
     """
 
     title: str
@@ -57,6 +63,7 @@ class Operation:
     build: Callable[[EditOptions], Change]
     needs: tuple[str, ...] = ()
     may_have: tuple[str, ...] = ()
+    example: tuple[str, ...] = ()
 
 
 def _is_one_of(options: EditOptions) -> Callable[[str], bool]:
@@ -296,6 +303,7 @@ OPERATIONS: dict[str, Operation] = {
         "Remove a list of {num_tags} tags",
         _blacklist,
         ("tags",),
+        example=OFTEN_UNWANTED,
     ),
     "underscores": Operation(
         "Underscores to spaces",

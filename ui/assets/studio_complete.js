@@ -1,4 +1,5 @@
 // Autocomplete of tags in every caption box and tag field: the tag at the caret, from the tags of the open dataset.
+// A field with data-single is for one tag: no comma follows what was taken.
 // Arrow down steps into the list, Enter or Tab takes what is chosen there, Esc closes it. Nothing is ever chosen by itself.
 (() => {
   "use strict";
@@ -59,7 +60,7 @@
     if (!place) return;
     const lead = place.begin && field.value[place.begin - 1] === "," ? " " : "";
     const last = place.end === field.value.length;
-    field.setRangeText(lead + tag + (last ? ", " : ""), place.begin, place.end, "end");
+    field.setRangeText(lead + tag + (last && !("single" in field.dataset) ? ", " : ""), place.begin, place.end, "end");
     field.dispatchEvent(new Event("input", { bubbles: true }));
     close(); // that input would open the list again
   }

@@ -223,10 +223,12 @@
     order.addEventListener("change", draw_table);
     choice.addEventListener("change", () => {
       if (choice.value === "trigger" && table.trigger_word) inputs.text.value = table.trigger_word;
+      if (row().example.length && !inputs.tags.value.trim()) inputs.tags.value = row().example.join(", ");
       draw_form();
       soon();
     });
     for (const input of [...Object.values(inputs), ignore_case]) input.addEventListener("input", soon);
+    inputs.text.dataset.single = "";
     for (const box of [inputs.tags, inputs.text]) studio.complete(box);
     studio.on("dataset", () => {
       chosen = new Set();

@@ -31,6 +31,7 @@ def _functions(services: Services) -> Sequence[Answer]:
                 "help": row.help,
                 "needs": list(row.needs),
                 "may_have": list(row.may_have),
+                "example": list(row.example),
             }
             for name, row in OPERATIONS.items()
         ]
