@@ -31,9 +31,13 @@
 
   /** Everything that was dropped, folders with all that is in them. The entries must be asked for before the first wait. */
   async function dropped_files(transfer) {
-    const entries = [...transfer.items].filter((item) => item.kind === "file").map((item) => item.webkitGetAsEntry());
+    const items = [...transfer.items].filter((item) => item.kind === "file");
+    const entries = items.map((item) => [item.webkitGetAsEntry(), item.getAsFile()]);
     const found = [];
-    for (const entry of entries) if (entry) await walk(entry, found);
+    for (const [entry, file] of entries) {
+      if (entry) await walk(entry, found);
+      else if (file) found.push({ name: file.name, file }); // a picture that was dragged out of another page
+    }
     return found;
   }
 
