@@ -14,7 +14,7 @@ def mse_per_sample(prediction: Tensor, target: Tensor) -> Tensor:
 def masked_mse_per_sample(prediction: Tensor, target: Tensor, weights: Tensor) -> Tensor:
     """Mean squared error (B,) fp32 of each sample of (B, C, h, w), weighted in space by `weights` (B, 1, h, w) >= 0.
 
-    Restricts the loss to a region as Break-A-Scene does (Avrahami et al. 2023, arXiv:2305.16311, equation 1), and
+    Restricts the loss to a region, the masked diffusion loss of Break-A-Scene (Avrahami et al. 2023, arXiv:2305.16311), and
     divides by the region's own area: sum(w e) / sum(w). Without that, a subject on a tenth of the picture would get a
     tenth of the gradient. Weights of one everywhere give `mse_per_sample`; all zeros have no loss, and must not come.
     """

@@ -161,7 +161,8 @@ class RunFolder:
         """
         values = events.to_json(event)
         if "message" in values:
-            values["message"] = redact(values["message"])
+            # a file name that is no UTF-8 is told with its bytes written out
+            values["message"] = redact(values["message"].encode("utf-8", "backslashreplace").decode())
         line = json.dumps(values, ensure_ascii=False) + "\n"
         refuse_secrets(line, f"The event {values['event']} of this run")
         with self.events_path.open("ab+") as file:

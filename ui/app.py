@@ -11,6 +11,7 @@ import gradio as gr
 from ui.messages import shown_to_the_user
 from ui.services import Services
 from ui.strip import status_strip
+from ui.studio.sizes import JOINED_PICTURES
 from ui.tabs.dataset import dataset_tab
 from ui.tabs.models import models_tab
 from ui.tabs.runs import runs_tab
@@ -51,17 +52,26 @@ def build_app(services: Services) -> gr.Blocks:
             for tab in TABS:
                 with gr.Tab(tab.label, id=tab.id, elem_id=f"panel-{tab.id}") as items[tab.id]:
                     parts[tab.id] = tab.build(services)
-        _connect(page, services, tabs, strip, parts)
+        _connect(page, services, tabs, items, strip, parts)
         train: TrainTab = parts["train"]
         items["train"].select(train.library_choices, None, train.library_fields, **QUIET)
     return page
 
 
-def _connect(page: gr.Blocks, services: Services, tabs: gr.Tabs, strip: gr.HTML, parts: dict[str, Any]) -> None:
+def _connect(
+    page: gr.Blocks,
+    services: Services,
+    tabs: gr.Tabs,
+    items: dict[str, gr.Tab],
+    strip: gr.HTML,
+    parts: dict[str, Any],
+) -> None:
     train: TrainTab = parts["train"]
     monitor = parts["runs"].view
     models, dataset = parts["models"], parts["dataset"]
     base, folder = train.form.fields["model.base"], train.form.fields["dataset.folder"]
+    trigger_word = train.form.fields["dataset.trigger_word"]
+    min_bucket_pictures = train.form.fields["dataset.min_bucket_pictures"]
     filled, watched, told = train.form.outputs, train.form.inputs, [train.tools, train.draft]
 
     def to_run(run_id: str) -> tuple[Any, dict[str, str]]:
@@ -81,6 +91,14 @@ def _connect(page: gr.Blocks, services: Services, tabs: gr.Tabs, strip: gr.HTML,
     def use(event: gr.EventData) -> tuple[Any, str]:
         return gr.Tabs(selected="train"), str(event.name)
 
+    def use_dataset(event: gr.EventData) -> tuple[Any, str, Any]:
+        """A dataset without a trigger word leaves the typed one."""
+        return gr.Tabs(selected="train"), str(event.name), str(event.word) or gr.skip()
+
+    def sizes(values: dict[gr.components.Component, Any]) -> dict[str, Any]:
+        """The Dataset tab shows what training will do, with the settings as they stand."""
+        return {"training": train.form.plain_values(values)}
+
     def opening_tab(request: gr.Request) -> Any:
         """The run that is going on, if the address (which the page's script follows) names no tab."""
         named = "tab" in request.query_params
@@ -93,10 +111,18 @@ def _connect(page: gr.Blocks, services: Services, tabs: gr.Tabs, strip: gr.HTML,
         train.follow_model, {*watched, train.draft}, filled, **QUIET
     ).then(train.look, watched, told, **QUIET)
     models.view.arrived(train.library_choices, None, train.library_fields, **QUIET)
-    dataset.view.use(use, None, [tabs, folder], **PRIVATE).then(train.look, watched, told, **QUIET)
+    dataset.view.use(use_dataset, None, [tabs, folder, trigger_word], **PRIVATE).then(
+        train.look, watched, told, **QUIET
+    )
+    items["dataset"].select(sizes, watched, dataset.view, **QUIET)
+    dataset.panels["sizes"].join(lambda: JOINED_PICTURES, None, min_bucket_pictures, **QUIET).then(
+        train.look, watched, told, **QUIET
+    ).then(sizes, watched, dataset.view, **QUIET)
     models.imported.then(train.library_choices, None, train.library_fields, **QUIET)
     strip.state(train.start_label, None, train.start, **QUIET)
     page.load(opening_tab, None, tabs, **QUIET)
     page.load(train.library_choices, None, train.library_fields, **QUIET).then(
         train.restore, train.draft, filled, **QUIET
-    ).then(train.start_label, None, train.start, **QUIET).then(train.look, watched, told, **QUIET)
+    ).then(train.start_label, None, train.start, **QUIET).then(train.look, watched, told, **QUIET).then(
+        sizes, watched, dataset.view, **QUIET
+    )

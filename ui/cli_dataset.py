@@ -165,6 +165,19 @@ def tag(options: argparse.Namespace) -> int:
     return tag_pictures(options)
 
 
+def _sizes_arguments(parser: argparse.ArgumentParser) -> None:
+    from ui.cli_dataset_sizes import sizes_arguments
+
+    sizes_arguments(parser)
+
+
+def sizes(options: argparse.Namespace) -> int:
+    """Shows the sizes that training would use, with pictures, batches and steps per epoch; sets repeats of folders."""
+    from ui.cli_dataset_sizes import show_sizes
+
+    return show_sizes(options)
+
+
 def _publish_arguments(parser: argparse.ArgumentParser) -> None:
     from ui.cli_dataset_publish import publish_arguments
 
@@ -187,6 +200,7 @@ SUBCOMMANDS: dict[str, tuple[AddArguments, Run]] = {
     "caption": (_caption_arguments, caption),
     "tag": (_tag_arguments, tag),
     "publish": (_publish_arguments, publish),
+    "sizes": (_sizes_arguments, sizes),
 }
 
 

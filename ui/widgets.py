@@ -31,6 +31,7 @@ SCRIPTS = (
     "studio_tagging",
     "studio_tags",
     "studio_publish",
+    "studio_sizes",
     "form",
     "access",
     "settings",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -271,3 +273,16 @@ def test_a_picture_alone_in_its_size_is_told_and_the_setting_mends_it(base: Path
         config = make_config(base, folder, dataset={"resolution": 128, "min_bucket_pictures": minimum})
         messages = warnings(config, workspace, RunFolder.create(workspace, config))
         assert any("wide/000.png" in message and "min_bucket_pictures" in message for message in messages) is told
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has names that are no UTF-8")
+def test_names_that_are_no_utf8_are_trained_and_told(base: Path, tmp_path: Path, workspace) -> None:
+    folder = tiny_dataset(tmp_path / "set", 2)
+    (folder / "001.png").rename(folder / os.fsdecode(b"caf\xe9.png"))
+    (folder / os.fsdecode(b"broken\xe9.png")).write_bytes(b"no picture")
+    config = make_config(base, folder, training={"max_train_steps": 1})
+    seen = trained(config, workspace)
+    assert isinstance(seen[-1], events.Finished)
+    run = only_run(workspace)
+    assert "broken\\\\udce9.png is left out" in run.events_path.read_text(encoding="utf-8")
+    assert "caf\\udce9.png" in run.manifest_path.read_text(encoding="utf-8")

@@ -236,6 +236,15 @@ def test_half_a_weight_takes_turns_and_ends_even() -> None:
     assert len(first) == len(second) == 2 and not first & second and set(epochs[2]) - {0, 1, 2} == first
 
 
+def test_the_same_picture_in_two_datasets_is_two_samples_and_the_first_keeps_its_old_name() -> None:
+    placed = place_pictures([(source(), pictures(2)), (source(), pictures(2))], DatasetConfig(), 64)
+    plan = BatchPlan(placed, 4, seed=1)
+    names = {sample.sample_id for sample in plan.batch(0)}
+    assert len(names) == 4 and {name.count(":") for name in names} == {1, 2}
+    alone = BatchPlan(placed[:2], 2, seed=1)
+    assert {sample.sample_id for sample in alone.batch(0)} < names
+
+
 @pytest.mark.parametrize(("own", "prior"), [(7, 3), (3, 40), (5, 5)])
 def test_the_prior_is_seen_as_often_as_the_pictures_that_are_learned(own: int, prior: int) -> None:
     regularisation = source(Role.REGULARISATION)

@@ -58,12 +58,13 @@ class _Group:
 
     def looks_before(self, epoch: int) -> int:
         """Looks at all members in the epochs before, by Hermite's identity: the sum of floor(x + j / n) is floor(n x)."""
-        return math.floor(len(self.members) * self.looks * epoch)
+        return len(self.members) * self.looks.numerator * epoch // self.looks.denominator
 
     def looks_of(self, position: int, epoch: int) -> int:
         """Looks at one member in an epoch."""
-        phase = Fraction(position, len(self.members))
-        return math.floor(self.looks * (epoch + 1) + phase) - math.floor(self.looks * epoch + phase)
+        share, whole, count = self.looks.numerator, self.looks.denominator, len(self.members)
+        before, after = ((share * end * count + position * whole) // (whole * count) for end in (epoch, epoch + 1))
+        return after - before
 
 
 @dataclass

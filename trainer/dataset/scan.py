@@ -109,6 +109,7 @@ def scan_folder(
     own, marks = load_settings(folder), load_marks(folder)
     trigger = (trigger_word if trigger_word is not None else settings.trigger_word or own.trigger_word).strip()
     measure = measure or _measured
+    masked = use_masks and mask_path(folder, "x").parent.is_dir()
     pictures, skipped = [], []
     for path in picture_paths(folder):
         name = path.relative_to(folder).as_posix()
@@ -117,7 +118,7 @@ def scan_folder(
             if min(size) < SMALLEST_SIDE:
                 raise RefusedFile(f"it is {size[0]}x{size[1]} pixels, smaller than {SMALLEST_SIDE} on a side")
             caption = read_caption(path, settings.caption_extension)
-            mask = _mask_of(folder, name, size, measure) if use_masks else None
+            mask = _mask_of(folder, name, size, measure) if masked else None
         except (RefusedFile, OSError) as error:
             skipped.append((name, str(error)))
             continue
