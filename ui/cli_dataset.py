@@ -191,6 +191,19 @@ def publish(options: argparse.Namespace) -> int:
     return publish_pictures(options)
 
 
+def _mask_arguments(parser: argparse.ArgumentParser) -> None:
+    from ui.cli_dataset_mask import mask_arguments
+
+    mask_arguments(parser)
+
+
+def mask(options: argparse.Namespace) -> int:
+    """Makes, inverts or removes masks: what training looks at in a picture."""
+    from ui.cli_dataset_mask import mask as mask_pictures
+
+    return mask_pictures(options)
+
+
 SUBCOMMANDS: dict[str, tuple[AddArguments, Run]] = {
     "list": (lambda parser: None, list_all),
     "import": (_import_arguments, import_pictures),
@@ -198,6 +211,7 @@ SUBCOMMANDS: dict[str, tuple[AddArguments, Run]] = {
     "undo": (_undo_arguments, undo),
     "redo": (_undo_arguments, redo),
     "caption": (_caption_arguments, caption),
+    "mask": (_mask_arguments, mask),
     "tag": (_tag_arguments, tag),
     "publish": (_publish_arguments, publish),
     "sizes": (_sizes_arguments, sizes),

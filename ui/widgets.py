@@ -30,6 +30,8 @@ SCRIPTS = (
     "studio_import",
     "studio_tagging",
     "studio_tags",
+    "studio_paint",
+    "studio_masks",
     "studio_publish",
     "studio_sizes",
     "form",
