@@ -178,6 +178,19 @@ def sizes(options: argparse.Namespace) -> int:
     return show_sizes(options)
 
 
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    from ui.cli_dataset_export import export_arguments
+
+    export_arguments(parser)
+
+
+def export(options: argparse.Namespace) -> int:
+    """Takes a dataset out as a folder or zip: clean pictures, captions, masks and a manifest with hashes."""
+    from ui.cli_dataset_export import export as export_pictures
+
+    return export_pictures(options)
+
+
 def _publish_arguments(parser: argparse.ArgumentParser) -> None:
     from ui.cli_dataset_publish import publish_arguments
 
@@ -213,6 +226,7 @@ SUBCOMMANDS: dict[str, tuple[AddArguments, Run]] = {
     "caption": (_caption_arguments, caption),
     "mask": (_mask_arguments, mask),
     "tag": (_tag_arguments, tag),
+    "export": (_export_arguments, export),
     "publish": (_publish_arguments, publish),
     "sizes": (_sizes_arguments, sizes),
 }

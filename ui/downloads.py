@@ -20,6 +20,7 @@ from trainer.dataset.thumbnails import thumbnail_of
 from trainer.runs import RunFolder
 from trainer.workspace import Workspace
 from ui.services import Services
+from ui.studio.exporting import export_routes
 from ui.studio.importing import upload_route
 from ui.views import FILES_PREFIX
 
@@ -68,6 +69,7 @@ def routes(services: Services) -> list[Route]:
     return [
         Route(f"/{FILES_PREFIX}/runs/{{run}}/{{path:path}}", run_file, methods=["GET"]),
         Route(f"/{FILES_PREFIX}/datasets/{{dataset}}/{{path:path}}", dataset_file, methods=["GET"]),
+        *export_routes(services),
         upload_route(services),
     ]
 

@@ -32,6 +32,7 @@ SCRIPTS = (
     "studio_tags",
     "studio_paint",
     "studio_masks",
+    "studio_export",
     "studio_publish",
     "studio_sizes",
     "form",
