@@ -5,24 +5,30 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import gradio as gr
 import pytest
 from PIL import Image
 
+from tests.hubs.huggingface import COMMIT, HuggingFacePlayer
+from tests.hubs.server import Hubs, json_reply
 from tests.security.zip_files import Member, write_zip
 from trainer.demo import INK_DIR
+from trainer.models.downloads import Downloads
 from trainer.tasks import TaskView
+from ui.messages import answered
 from ui.services import Services
-from ui.studio.importing import uploads_of
-from ui.tabs.dataset import dataset_tab
+from ui.studio.importing import IMPORT_PANEL, uploads_of
+from ui.tabs.dataset import PANELS
 
 
 def panel_of(services: Services) -> Any:
-    with gr.Blocks():
-        return dataset_tab(services).panels["import"]
+    """The functions as the page's scripts reach them: errors are answers."""
+    assert IMPORT_PANEL in PANELS
+    return SimpleNamespace(**{one.__name__: answered(one) for one in IMPORT_PANEL.functions(services)})
 
 
 def picture_bytes(color: str = "red") -> bytes:
@@ -134,3 +140,32 @@ def test_a_shared_page_reaches_only_its_import_folder(shared_services: Services,
     fine = write_zip(services.workspace.path / "import" / "set.zip", Member("b.png", picture_bytes("blue")))
     assert over(services, panel.import_path({"dataset": "fine", "path": str(fine)})).state == "done"
     assert {info.name for info in services.studio.datasets() if not info.builtin} == {"fine"}
+
+
+def test_an_address_is_looked_at_and_then_fetched_as_it_was_shown(services: Services, hubs: Hubs) -> None:
+    services = replace(services, network=hubs.network())
+    panel = panel_of(services)
+    player = HuggingFacePlayer(hubs, "someone/boxes", {"a.png": picture_bytes(), "a.txt": b"a box"}, kind="datasets")
+    player.publish()
+    shown = panel.look_at_address({"address": "hf:someone/boxes"})
+    assert shown["facts"][0].startswith("1 picture, ") and shown["name"] == "boxes" and shown["warnings"] == []
+    assert shown["source"] == f"hf:someone/boxes@{COMMIT}"
+    hubs.on(
+        "huggingface.co", "/api/datasets/someone/boxes/revision/main", json_reply({"sha": "f" * 40, "siblings": []})
+    )
+    view = over(services, panel.import_from({"dataset": "boxes", "address": shown["source"], "most": 10, "column": ""}))
+    assert view.message == "1 picture added to boxes, 1 with a caption."
+    assert panel.look_at_address({"address": "hf:someone/boxes"})["error"].startswith(
+        "someone/boxes has no Parquet files"
+    )
+    for wrong in ("", "https://elsewhere.example/a.zip", "/etc/passwd"):
+        assert "error" in panel.look_at_address({"address": wrong})
+    failed = over(services, panel.import_from({"dataset": "other", "address": "hf:someone/gone", "most": 10}))
+    assert failed.state == "failed" and "other" not in {info.name for info in services.studio.datasets()}
+
+
+def test_nothing_is_fetched_where_a_variable_names_another_hub(services: Services) -> None:
+    downloads = Downloads(services.workspace, services.network, services.tokens, fault="HF_ENDPOINT is set.")
+    panel = panel_of(replace(services, downloads=downloads))
+    assert panel.look_at_address({"address": "hf:a/b"}) == {"error": "HF_ENDPOINT is set."}
+    assert panel.import_from({"dataset": "x", "address": "hf:a/b", "most": 5}) == {"error": "HF_ENDPOINT is set."}

@@ -31,6 +31,8 @@ MAX_LIST_BYTES = 16 * MIB
 """Largest list of a repository's files: about 60,000."""
 _DATASET_PAGE = re.compile(r"(?:https://)?(?:www\.)?(?:huggingface\.co|hf\.co)/datasets/(.+)", re.IGNORECASE)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_PAGE_SUFFIXES = frozenset({".md", "no ending"})
+"""The dataset's card and git's own files: nobody misses them."""
 _FEW_PICTURES = 5
 """So many pictures may only decorate the page of a dataset whose data is elsewhere."""
 
@@ -159,7 +161,7 @@ def _chosen(files: list[RepoFile], source: HuggingFaceSource) -> tuple[str, list
     chosen = by_kind[kind]
     if kind == "pictures":
         chosen = [*chosen, *_ending(files, CAPTION_SUFFIXES), *_tables(files)]
-    left = sorted({PurePosixPath(file.path).suffix.lower() or "no ending" for file in files} - _suffixes(chosen))
+    left = sorted(_suffixes(files) - _suffixes(chosen) - _PAGE_SUFFIXES)
     return kind, chosen, [f"Other files stay there: {', '.join(left[:8])}"] if left else []
 
 

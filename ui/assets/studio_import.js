@@ -387,7 +387,10 @@
         );
         source = plan.source; // exactly what is shown here, whatever happens at the hub meanwhile
         fetch_it.hidden = false;
-        if (!into.value.trim()) into.value = plan.name;
+        if (!into.value.trim()) {
+          into.value = plan.name;
+          named_by_hand = true;
+        }
         fetch_it.focus();
       } catch (error) {
         facts.replaceChildren();
