@@ -153,7 +153,7 @@ def test_a_white_mask_changes_nothing_and_a_black_one_is_refused(base: Path, tmp
         prepared(nothing, workspace)
 
 
-def test_held_out_pictures_are_measured_through_their_masks(base: Path, tmp_path: Path, workspace) -> None:
+def test_held_out_pictures_are_measured_with_their_masks_and_crops(base: Path, tmp_path: Path, workspace) -> None:
     held_out = tiny_dataset(tmp_path / "held", 2, seed=9)
     config = make_config(base, tiny_dataset(tmp_path / "set", 2), validation={"folder": str(held_out)})
     plain = held_out_loss(prepared(config, workspace))
@@ -161,6 +161,9 @@ def test_held_out_pictures_are_measured_through_their_masks(base: Path, tmp_path
     assert held_out_loss(prepared(config, workspace)) == pytest.approx(plain, rel=1e-5)
     masked(held_out, ["000.png"])
     assert held_out_loss(prepared(config, workspace)) != pytest.approx(plain, rel=1e-3)
+    (held_out / ".safelight" / "marks.json").write_bytes(marks_bytes({"001.png": Mark((0.0, 0.0), 2.0)}) or b"")
+    cut = [one.placement.is_zoomed for one in prepared(config, workspace).held_out.placed]
+    assert cut == [False, True]
 
 
 # ---- regularisation ----

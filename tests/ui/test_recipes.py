@@ -63,3 +63,24 @@ def test_pictures_are_counted_with_the_repeats_of_their_folder(services: Service
     assert sizes.size(str(tmp_path / "set"), 2) == Size(3, 22)
     with pytest.raises(SafelightError):
         sizes.size("nowhere", 1)
+
+
+def test_all_datasets_of_a_run_are_counted(services: Services) -> None:
+    sizes = DatasetSizes(services.workspace)
+    others = sizes.size("ink_heldout", 1).pictures
+    values = {
+        **flat(TrainConfig()),
+        "dataset.folder": "ink",
+        "dataset.repeats": 2,
+        "dataset.more": ["0.5 ink_heldout", "half typed"],
+    }
+    assert sizes.of(values) == Size(30 + others, 60 + others)
+    size = sizes.of({**values, "dataset.more": [], "dataset.regularisation": ["ink_heldout"]})
+    assert size == Size(30, 60, 60)
+    line = plan_line(parse_config({"training": {"max_train_steps": 60, "batch_size": 4}}), size, None)
+    assert line == (
+        "30 pictures x 2 repeats and 60 looks at regularisation pictures, batch 4 = 30 steps per epoch; "
+        "60 steps = 2 epochs"
+    )
+    with pytest.raises(SafelightError):
+        sizes.of({**values, "dataset.regularisation": ["nowhere"]})
