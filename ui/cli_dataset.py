@@ -32,6 +32,9 @@ def _name_argument(parser: argparse.ArgumentParser) -> None:
 def _history_arguments(parser: argparse.ArgumentParser) -> None:
     _name_argument(parser)
     parser.add_argument("--limit", type=int, default=20, metavar="N", help="the newest N steps (default: 20)")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--forget", action="store_true", help="free the disk: nothing so far can be undone any more")
+    what.add_argument("--set-aside", action="store_true", help="put a damaged history out of the way, to begin a new one")
 
 
 def _undo_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,8 +59,17 @@ def list_all(options: argparse.Namespace) -> int:
 
 
 def show_history(options: argparse.Namespace) -> int:
-    """Lists what was changed in a dataset, newest first."""
-    edits = open_studio(options).open(options.name).history.edits(max(1, options.limit), with_files=options.json)
+    """Lists what was changed in a dataset, newest first; or forgets it, to free the disk."""
+    history = open_studio(options).open(options.name).history
+    if options.set_aside:
+        print(f"The history is in {history.set_aside() or 'no file: there was none'} now.")
+        return 0
+    if options.forget:
+        before = history.num_bytes
+        history.forget()
+        print(f"{(before - history.num_bytes) / 1e6:,.1f} MB freed. The pictures and captions are as they were.")
+        return 0
+    edits = history.edits(max(1, options.limit), with_files=options.json)
     if options.json:
         print(json.dumps([vars(edit) for edit in edits]))
         return 0

@@ -95,7 +95,7 @@ def after(now: dict[str, bytes], meant: dict[str, Content]) -> dict[str, bytes]:
     return new
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(STEP, max_size=12))
 def test_any_sequence_of_edits_undone_gives_back_the_same_bytes(
     tmp_path: Path, steps: list[str | dict[str, object]]
@@ -338,8 +338,6 @@ def test_a_full_disk_changes_nothing(bench: Bench, monkeypatch: pytest.MonkeyPat
                 bench.history.apply("all", bench.every_kind(b"1"))
             except SafelightError as error:
                 assert "disk is full" in str(error) and "Nothing was changed" in str(error)
-            except OSError:  # not yet an edit: a large content could not be written
-                pass
         if left >= 0:
             break
         assert bench.files() == FILES and bench.history.edits() == []

@@ -132,6 +132,10 @@ def test_nothing_is_renamed_or_deleted_while_a_task_works_on_it(studio: Studio, 
             change()
     release.set()
     assert studio.tasks.wait(10)
+    with hats.history.long("from another program"):
+        for change in (lambda: studio.delete("hats"), lambda: studio.rename("hats", "caps")):
+            with pytest.raises(SafelightError, match="'from another program' is not over"):
+                change()
     studio.rename("hats", "caps")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from security.errors import SafelightError
 from trainer.dataset.studio import Dataset, Studio
 from trainer.workspace import Workspace
 from ui.cli import build_parser
@@ -49,6 +50,17 @@ def test_history_undo_and_redo(hats: Dataset, capsys: pytest.CaptureFixture[str]
     assert ["undone" in line for line in lines[1:]] == [True, False, False]
     assert run(hats, "history", "hats", "--json", "--limit", "1") == 0
     assert json.loads(capsys.readouterr().out)[0]["files"] == ["a.txt"]
+
+
+def test_a_history_is_forgotten_or_set_aside(hats: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(hats, "history", "hats", "--forget") == 0
+    assert "MB freed" in capsys.readouterr().out and hats.history.edits() == []
+    (hats.path / ".safelight" / "history.sqlite").write_bytes(b"damaged" * 1000)
+    with pytest.raises(SafelightError, match="damaged"):
+        run(hats, "history", "hats")
+    assert run(hats, "history", "hats", "--set-aside") == 0
+    assert "damaged-1" in capsys.readouterr().out
+    assert run(hats, "history", "hats") == 0 and hats.captions() == {"a.png": "three"}
 
 
 def test_what_was_changed_outside_is_named(hats: Dataset, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ it is touched, so no file needs a wait of its own, and what a killed program lef
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import sys
@@ -140,6 +141,8 @@ class History:
                 raise SafelightError("Another program is changing this dataset. Try again in a minute.") from None
             except sqlite3.Error as error:
                 raise _damaged(error) from None
+            except OSError as error:
+                raise SafelightError(f"Nothing was changed: {_reason(error)}. Put that right and try again.") from None
 
     def recover(self) -> None:
         """Completes what a killed program left. Cheap when there is nothing."""
@@ -152,6 +155,14 @@ class History:
             with self.locked():
                 pass
 
+    def refuse_unfinished(self) -> None:
+        """Raises SafelightError while a long edit is going on, in this program or in another one."""
+        with self._reading() as store:
+            begun = [] if store is None else store.query("SELECT id, label FROM edits WHERE seq IS NULL")
+        for number, label in begun:
+            if self._is_alive(number):
+                raise SafelightError(f"'{label}' is not over. Wait for it or cancel it first.")
+
     @property
     def num_bytes(self) -> int:
         """How much of the disk the history takes: removed pictures, replaced texts."""
@@ -162,8 +173,7 @@ class History:
     def forget(self) -> None:
         """Frees what the history takes: nothing that was done so far can be undone any more. The files stay as they are."""
         with self.locked() as (places, store):
-            if store.number("SELECT count(*) FROM edits WHERE seq IS NULL"):
-                raise SafelightError("Work on this dataset is not over. Wait for it or cancel it first.")
+            self.refuse_unfinished()
             with store.transaction():
                 store.change("DELETE FROM files")
                 store.change("DELETE FROM edits")
@@ -294,8 +304,7 @@ class History:
             )
             return left
         except OSError as error:
-            reason = "the disk is full" if error.errno == 28 else f"{error.strerror} ({error.filename})"
-            back = reversed_rows(rows)
+            reason, back = _reason(error), reversed_rows(rows)
             try:
                 with store.transaction():
                     store.expect(back)
@@ -369,6 +378,12 @@ def _collect(places: Places, store: Store) -> None:
     for path in (places.own.path / INCOMING).glob("*"):  # what a failed edit left
         if f"own:{INCOMING}/{path.name}" not in wanted:
             places.own.remove_file(f"{INCOMING}/{path.name}")
+
+
+def _reason(error: OSError) -> str:
+    if error.errno == errno.ENOSPC:
+        return "the disk is full"
+    return f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
 
 
 def _release(lock: FileLock) -> None:

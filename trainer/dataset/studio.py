@@ -97,17 +97,15 @@ class Studio:
     def rename(self, name: str, new: str) -> Dataset:
         """Gives a dataset another name, with its history. Raises SafelightError while a task works on it."""
         dataset = self._own(name)
-        self._refuse_busy(name)
+        self._refuse_busy(dataset)
         target = self._free(new)
-        with dataset.history.locked():
-            pass  # completes what was left half done
         dataset.path.rename(target)
         return self.open(target.name)
 
     def delete(self, name: str) -> None:
         """Deletes a dataset with its pictures and its history: this alone can't be undone."""
         dataset = self._own(name)
-        self._refuse_busy(name)
+        self._refuse_busy(dataset)
         Root(self.workspace.datasets_dir).remove_tree(dataset.path)
 
     def free_name(self, name: str) -> str:
@@ -149,9 +147,11 @@ class Studio:
         dataset.refuse_builtin()
         return dataset
 
-    def _refuse_busy(self, name: str) -> None:
-        for task in self.tasks.busy_with(name):
-            raise SafelightError(f"'{task.title}' is working on {name}. Wait for it or cancel it first.")
+    def _refuse_busy(self, dataset: Dataset) -> None:
+        for task in self.tasks.busy_with(dataset.name):
+            raise SafelightError(f"'{task.title}' is working on {dataset.name}. Wait for it or cancel it first.")
+        if not dataset.history_fault:
+            dataset.history.refuse_unfinished()
 
 
 class Dataset:
