@@ -201,6 +201,15 @@ def test_a_plan_says_what_changes() -> None:
     assert plan_edit({"1.png": "a"}, "remove", EditOptions(tags=("b",))).sentence == "Changes none of 1 captions."
 
 
+def test_a_plan_tells_what_it_spares() -> None:
+    captions = {"1.png": "b, a", "2.png": PROSE, "3.png": "a"}
+    for operation, changed in (("sort", 1), ("deduplicate", 0), ("sort_common", 1)):
+        plan = plan_edit(captions, operation, EditOptions())
+        assert (len(plan.after), plan.num_prose) == (changed, 1)
+        assert plan.sentence.endswith("of 3 captions. 1 in sentences: left as they are.")
+    assert plan_edit(captions, "remove", EditOptions(tags=("a",))).num_prose == 0
+
+
 def test_a_plan_counts_what_it_sorts_by() -> None:
     plan = plan_edit({"1.png": "a, b", "2.png": "b", "3.png": "b, c"}, "sort_common", EditOptions())
     assert plan.after == {"1.png": "b, a"}

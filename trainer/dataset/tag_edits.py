@@ -12,7 +12,7 @@ from security.errors import SafelightError
 from trainer.dataset.captions import MAX_CAPTION_BYTES
 from trainer.dataset.settings import OWN_FOLDER, SETTINGS_FILE, settings_bytes
 from trainer.dataset.tag_operations import OPERATIONS, EditOptions, Operation
-from trainer.dataset.tags import count_tags
+from trainer.dataset.tags import count_tags, is_prose
 
 if TYPE_CHECKING:
     from trainer.dataset.history import Edit
@@ -34,7 +34,8 @@ FIELD_FAULTS = {
 class EditPlan:
     """What an edit changes. `label`: its name in the list of edits; `total`: captions looked at; `after`: new texts.
 
-    `trigger_word`: the one that the dataset has afterwards; None leaves it.
+    `trigger_word`: the one that the dataset has afterwards; None leaves it. `num_prose`: captions that were left as they
+    are because they are written in sentences.
     """
 
     label: str
@@ -42,6 +43,7 @@ class EditPlan:
     before: Mapping[str, str]
     after: Mapping[str, str]
     trigger_word: str | None = None
+    num_prose: int = 0
 
     @property
     def applies(self) -> bool:
@@ -58,9 +60,9 @@ class EditPlan:
     @property
     def sentence(self) -> str:
         """`Changes 37 of 48 captions.`"""
-        if not self.after:
-            return f"Changes none of {self.total:,} captions."
-        return f"Changes {len(self.after):,} of {self.total:,} captions."
+        number = f"{len(self.after):,}" if self.after else "none"
+        prose = f" {self.num_prose:,} in sentences: left as they are." if self.num_prose else ""
+        return f"Changes {number} of {self.total:,} captions.{prose}"
 
 
 def plan_edit(captions: Mapping[str, str], operation: str, options: EditOptions) -> EditPlan:
@@ -85,7 +87,8 @@ def plan_edit(captions: Mapping[str, str], operation: str, options: EditOptions)
                 "Put a shorter text in place."
             )
         before[name], after[name] = text, changed
-    return EditPlan(edit_label(row, options), len(captions), before, after)
+    num_prose = sum(map(is_prose, captions.values())) if row.spares_prose else 0
+    return EditPlan(edit_label(row, options), len(captions), before, after, num_prose=num_prose)
 
 
 def find_operation(name: str) -> Operation:

@@ -54,7 +54,8 @@ class EditOptions:
 class Operation:
     """A row of OPERATIONS. `needs`: fields of EditOptions that have to be given; `build` makes the change.
 
-    `label` names it in the list of edits; {tags}, {text} and {find} in it are filled in. `example`: tags to begin with.
+    `label` names it in the list of edits; {tags}, {text} and {find} in it are filled in. `example`: tags to begin with;
+    `spares_prose`: it leaves captions in sentences as they are.
     """
 
     title: str
@@ -64,6 +65,7 @@ class Operation:
     needs: tuple[str, ...] = ()
     may_have: tuple[str, ...] = ()
     example: tuple[str, ...] = ()
+    spares_prose: bool = False
 
 
 def _is_one_of(options: EditOptions) -> Callable[[str], bool]:
@@ -281,13 +283,18 @@ OPERATIONS: dict[str, Operation] = {
         ("text",),
     ),
     "sort": Operation(
-        "Sort by name", "Puts tags in order of their letters; the trigger word stays first.", "Sort tags", _sort
+        "Sort by name",
+        "Puts tags in order of their letters; the trigger word stays first.",
+        "Sort tags",
+        _sort,
+        spares_prose=True,
     ),
     "sort_common": Operation(
         "Sort by how common",
         "Puts the tags first that most pictures have; the trigger word stays first.",
         "Sort tags by how common they are",
         _sort_common,
+        spares_prose=True,
     ),
     "deduplicate": Operation(
         "Remove repeated tags",
@@ -296,6 +303,7 @@ OPERATIONS: dict[str, Operation] = {
         _deduplicate,
         (),
         ("ignore_case",),
+        spares_prose=True,
     ),
     "blacklist": Operation(
         "Remove a list",

@@ -69,6 +69,7 @@
       ),
     );
     layer.replaceChildren(canvas, ring);
+    side.scrollIntoView({ block: "nearest" });
 
     // ---- strokes ------------------------------------------------------------------------------------------------
 
