@@ -21,6 +21,7 @@ from tests.tiny_captioners import BUILDERS, as_older_folder, copied, pictures, t
 from trainer.dataset.studio import Studio
 from trainer.tagging.base import TaggerFiles, TaggerRow, TaggingOptions, row_faults, taggers
 from trainer.tagging.captioners import KINDS, Captioner
+from trainer.tagging.prompts import ready_prompts
 from trainer.tagging.run import tag_dataset
 from trainer.tasks import TaskControl
 from trainer.workspace import TAGGERS, Workspace
@@ -232,3 +233,15 @@ def test_a_dataset_is_captioned_and_the_captions_are_one_step(
     assert dataset.captions() == {picture: " ".join(one.split()) for picture, one in said.items()}
     dataset.history.undo()
     assert not dataset.captions()
+
+
+def test_every_ready_prompt_is_one_that_its_captioner_takes(folders: dict[str, Path]) -> None:
+    for row in taggers().values():
+        prompts = ready_prompts(row)
+        assert bool(prompts) == (row.kind == "sentence")
+        assert len({text for _, text in prompts}) == len(prompts)
+        if prompts:
+            assert prompts[0][1] == row.settings.get("prompt", "")
+    for row in {row.settings["kind"]: row for row in taggers().values() if row.kind == "sentence"}.values():
+        for _, prompt in ready_prompts(row):
+            opened(folders[row.settings["kind"]], row, prompt=prompt)

@@ -6,6 +6,8 @@
   const FIRST = ["general_threshold", "character_threshold", "prompt", "max_new_tokens", "mode"]; // the others are folded
   const MODES = { ignore: "leave it as it is", append: "add what is new", replace: "write it anew" };
   const KINDS = { tags: "Tags", sentence: "Sentences" };
+  const TASK = /^<[A-Z_]+>$/;
+  const OWN = "own prompt"; // no prompt of a network; the box says it
 
   window.safelight.define("studio_tagging", ({ element, server }) => {
     const panel = studio.panel(element, { id: "tagging", title: "Tag pictures", writes: true });
@@ -121,6 +123,29 @@
 
     // ---- options ---------------------------------------------------------------------------------------------------
 
+    // Prompts for the captioner that is chosen; one with fixed tasks takes nothing else.
+    const prompts = h("select", { id: "studio-tagging-prompts", class: "sl-select" });
+    const ready = h("label", { for: prompts.id }, h("span", {}, "Ready-made prompts"), prompts);
+    const asked = () => chosen().map(tagger).find((one) => one?.prompts.length);
+    prompts.addEventListener("change", () => {
+      if (prompts.value === OWN) return;
+      inputs.prompt.value = prompts.value;
+      inputs.prompt.dispatchEvent(new Event("change"));
+    });
+
+    function draw_prompts() {
+      const one = asked();
+      if (!inputs.prompt || !one) return;
+      redraw(prompts, [one.name, one.prompts], () => [...(one.fixed ? [] : [h("option", { value: OWN }, "the one that is written here")]), ...one.prompts.map(([name, text]) => h("option", { value: text }, name))]);
+      if (!one.fixed && TASK.test(inputs.prompt.value)) inputs.prompt.value = ""; // chosen for another network, not written
+      const usual = one.prompts[0][1];
+      const written = inputs.prompt.value.trim() || usual;
+      const known = one.prompts.some(([, text]) => text === written);
+      prompts.value = known ? written : one.fixed ? usual : OWN;
+      inputs.prompt.placeholder = usual;
+      inputs.prompt.closest("label").hidden = one.fixed;
+    }
+
     const shown_value = (value) => (Array.isArray(value) ? value.join(", ") : String(value));
 
     function field(option) {
@@ -150,7 +175,7 @@
       const name = option.name === "mode" ? "A picture that has a caption" : option.title;
       const help = h("p", { class: "sl-muted", id: `${id}-help` }, option.help);
       const label = option.kind === "switch" ? h("label", { class: "sl-choice", for: id }, input, name) : h("label", { for: id }, h("span", {}, name), input);
-      rows[option.name] = h("div", { class: "sl-option" }, label, help);
+      rows[option.name] = h("div", { class: "sl-option" }, label, option.name === "prompt" ? ready : null, help);
       return rows[option.name];
     }
 
@@ -164,6 +189,14 @@
         else if (option.kind === "number" || option.kind === "integer") found[option.name] = input.value.trim() === "" || Number.isNaN(Number(input.value)) ? input.value : Number(input.value);
         else found[option.name] = input.value;
       }
+      return found;
+    }
+
+    /** What was written for another captioner stays in the box, but isn't sent to one that has fixed tasks. */
+    function sent() {
+      const found = values();
+      const one = asked();
+      if (one?.fixed && !one.prompts.some(([, text]) => text === found.prompt)) found.prompt = "";
       return found;
     }
 
@@ -199,6 +232,7 @@
         const merges = option.name !== "merge" || used.filter((one) => one.kind === "tags").length > 1;
         rows[option.name].hidden = !(fits && asks && merges);
       }
+      draw_prompts();
       const names = studio.scope();
       const keeps = inputs.mode?.value === "ignore";
       const count = keeps ? untagged(names).length : names.length;
@@ -215,7 +249,7 @@
       if (go.disabled) return;
       keep();
       go.disabled = true;
-      await studio.act(server, "tag_pictures", { names: studio.scope(), options: values() });
+      await studio.act(server, "tag_pictures", { names: studio.scope(), options: sent() });
       draw();
     });
 

@@ -12,6 +12,7 @@ from trainer.models.jobfiles import Download
 from trainer.models.text import gigabytes
 from trainer.tagging.base import Device, TaggerRow, TaggingOptions
 from trainer.tagging.options import FOR_BOTH, FOR_SENTENCES, OPTIONS, tagging_options, title
+from trainer.tagging.prompts import ready_prompts
 from trainer.tagging.shelf import get_tagger, is_here, list_taggers, plan_tagger, remove_tagger
 from trainer.workspace import TAGGERS
 from ui.messages import ShownError, text_of
@@ -144,6 +145,8 @@ def _tagger(row: TaggerRow, *, here: bool, own: bool, download: Download | None)
         "here": here,
         "own": own,
         "takes_prompt": row.takes_prompt,
+        "prompts": [list(entry) for entry in ready_prompts(row)],
+        "fixed": "tasks" in row.settings,
         "download": shown,
     }
 
