@@ -262,6 +262,12 @@
     ["g then r", "the current run"],
     ["arrow keys, Home, End", "move between tabs, steps and prompts"],
     ["Ctrl + Enter", "start training (on the Train tab)"],
+    ["Dataset: arrows, Home, End", "move over the pictures; with Shift they are selected"],
+    ["Space, e, j", "look at a picture; edit its caption; the next one without a caption"],
+    ["Enter, Ctrl + ↑ ↓", "in a caption: save it and go on to the next or the one before"],
+    ["x, Ctrl + a, Delete", "select a picture; select all that are shown; remove (asks)"],
+    ["Ctrl + z, Ctrl + y", "undo and redo changes of the dataset"],
+    ["+ − 0, Shift + arrows", "in the large view: zoom the crop, back to the middle, move it"],
     ["Esc", "close a dialog"],
     ["?", "this list"],
   ];

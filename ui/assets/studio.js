@@ -100,14 +100,28 @@
     look = poll(element, watch_server);
   };
 
-  studio.call = async (name, argument = {}) => {
-    await desk_here;
-    return call(desk, name, { dataset: studio.name, ...argument }, 60);
-  };
+  let going_on = 0; // calls and loads: what a poll saw before them says nothing about after them
+
+  async function meanwhile(work) {
+    going_on += 1;
+    try {
+      return await work();
+    } finally {
+      going_on -= 1;
+    }
+  }
+
+  studio.call = (name, argument = {}) =>
+    meanwhile(async () => {
+      await desk_here;
+      return call(desk, name, { dataset: studio.name, ...argument }, 60);
+    });
 
   const failed = (error) => notify(error.told ? error.message : "Safelight does not answer. Is it still running?", "bad");
 
-  async function load(name) {
+  const load = (name) => meanwhile(() => load_rows(name));
+
+  async function load_rows(name) {
     const number = (asked += 1);
     await desk_here;
     let answer;
@@ -119,6 +133,10 @@
     }
     if (number !== asked) return; // another dataset was asked for meanwhile
     const changed = answer.name !== studio.name;
+    for (const row of answer.rows) {
+      const old = changed ? null : by_name.get(row.name);
+      if (old && old.url === row.url) Object.assign(row, { bucket: old.bucket, enlarged: old.enlarged }); // until they are asked for anew
+    }
     loaded_at = Date.now();
     Object.assign(studio, { name: answer.name, builtin: answer.builtin, revision: answer.revision, rows: answer.rows });
     by_name = new Map(studio.rows.map((row) => [row.name, row]));
@@ -145,6 +163,7 @@
 
   async function watch_server() {
     const name = studio.name;
+    const before = going_on;
     if (!name) return; // the first rows are on their way
     let state;
     try {
@@ -155,6 +174,7 @@
     studio.state = state;
     studio.emit("state");
     for (const task of state.tasks) if (!task.active && followers.has(task.id)) finish(task);
+    if (before || going_on || name !== studio.name) return;
     const busy = state.tasks.some((task) => task.active);
     const stale = state.name === name && name === studio.name && state.revision !== studio.revision;
     if ((stale && (!busy || Date.now() - loaded_at > BUSY_MS)) || state.name !== name) await load(name);
@@ -180,7 +200,7 @@
   studio.act = async (server, name, argument = {}, { reload = true } = {}) => {
     await studio.flush();
     try {
-      const answer = await call(server || desk, name, { dataset: studio.name, ...argument }, 60);
+      const answer = await meanwhile(() => call(server || desk, name, { dataset: studio.name, ...argument }, 60));
       if (answer.text) notify(answer.text);
       if (answer.task) studio.task(answer);
       document.dispatchEvent(new CustomEvent("safelight:look"));

@@ -3,8 +3,21 @@
   "use strict";
   const { h, setText, studio } = window.safelight;
 
-  const seen = new Set(); // addresses of thumbnails that came already
   const thumb = (row) => `${row.url}&thumb=1`;
+  const MOST_KEPT = 800;
+  const kept = new Map(); // address -> <img> of thumbnails that came, the latest last: scrolling back asks for none again
+
+  function image_of(row) {
+    const address = row ? thumb(row) : "";
+    const old = kept.get(address);
+    if (old) return old;
+    const image = h("img", { alt: "", decoding: "async", draggable: "false" });
+    image.addEventListener("load", () => {
+      kept.set(image.getAttribute("src"), image);
+      if (kept.size > MOST_KEPT) kept.delete(kept.keys().next().value);
+    });
+    return image;
+  }
 
   studio.show_tokens = (node, tokens) => {
     const limit = tokens <= 75 ? 75 : tokens <= 150 ? 150 : 225;
@@ -15,7 +28,7 @@
 
   /** `grid` has what a card asks of its grid: current(), set_current, toggle, select_range, box_key, columns. */
   studio.make_card = (name, grid) => {
-    const image = h("img", { alt: "", decoding: "async", draggable: "false" });
+    const image = image_of(studio.row(name));
     const open = h("button", { type: "button", class: "sl-thumb", "data-name": name }, image);
     const tick = h("input", { type: "checkbox", tabindex: "-1", "aria-label": `Select ${name}` });
     const box = h("textarea", { class: "sl-field", "aria-label": `Caption of ${name}`, spellcheck: "false", "data-name": name });
@@ -59,6 +72,10 @@
         const row = studio.row(name);
         if (row && !row.fault && image.getAttribute("src") !== thumb(row)) image.src = thumb(row);
       },
+      leave() {
+        if (!image.complete) image.removeAttribute("src"); // else it would come before those that are in sight now
+        node.remove();
+      },
       show(row) {
         if (!row) return;
         const selected = studio.selection.has(name);
@@ -68,7 +85,6 @@
         const looks = [row, row.stamp, studio.problems, studio.max_tokens(), studio.builtin];
         if (drawn && looks.every((part, index) => part === drawn[index])) return;
         drawn = looks;
-        if (seen.has(thumb(row))) card.load();
         box.readOnly = studio.builtin;
         const text = studio.typed(row);
         if (box.value !== text) box.value = text;
@@ -81,7 +97,6 @@
       },
     };
 
-    image.addEventListener("load", () => seen.add(image.getAttribute("src")));
     open.addEventListener("click", (event) => {
       grid.set_current(name);
       if (event.shiftKey) grid.select_range(name);

@@ -20,6 +20,7 @@
     let place = new Map(); // name -> index in shown
     let cards = new Map(); // name -> card of those in the page
     let columns = 1;
+    let width = 0; // of the grid; asked once, because asking between changes would lay out the page again each time
     let current = ""; // the picture that the keyboard is at
     let anchor = ""; // where a range of the selection starts
 
@@ -109,7 +110,7 @@
     const row_height = () => size().height + GAP;
 
     function measure() {
-      const width = list.clientWidth;
+      width = list.clientWidth;
       if (!width) return;
       columns = Math.max(1, Math.floor((width + GAP) / (size().width + GAP)));
       list.style.height = `${Math.max(0, Math.ceil(shown.length / columns) * row_height() - GAP)}px`;
@@ -119,7 +120,7 @@
     }
 
     function draw() {
-      if (!list.clientWidth) return;
+      if (!width) return;
       const top = list.getBoundingClientRect().top;
       const first = Math.max(0, Math.floor((-top - MARGIN) / row_height())) * columns;
       const last = Math.min(shown.length, Math.ceil((window.innerHeight - top + MARGIN) / row_height()) * columns);
@@ -129,19 +130,21 @@
       if (focused && place.has(focused)) wanted.set(focused, place.get(focused)); // taking it out would lose the keyboard's place
       for (const [name, card] of cards) {
         if (wanted.has(name)) continue;
-        card.node.remove();
+        card.leave();
         cards.delete(name);
       }
+      const fresh = document.createDocumentFragment();
       for (const [name, index] of wanted) {
         let card = cards.get(name);
         if (!card) {
           card = studio.make_card(name, hooks);
           cards.set(name, card);
-          list.append(card.node);
+          fresh.append(card.node);
         }
-        card.move(index, shown.length, ((index % columns) * (list.clientWidth + GAP)) / columns, Math.floor(index / columns) * row_height());
+        card.move(index, shown.length, ((index % columns) * (width + GAP)) / columns, Math.floor(index / columns) * row_height());
         card.show(studio.row(name));
       }
+      list.append(fresh);
       want_pictures();
     }
 
@@ -383,7 +386,7 @@
     studio.focus_card = focus_card;
     studio.toggle = toggle;
     studio.on("dataset", () => {
-      for (const card of cards.values()) card.node.remove();
+      for (const card of cards.values()) card.leave();
       cards = new Map();
       find.value = "";
       current = anchor = "";
