@@ -107,6 +107,17 @@ def test_two_taggers_make_one_caption(workspace: Workspace, dataset: Dataset, tm
     assert dataset.captions()["red.png"] == "red thing, ^_^, red thing too, ^ ^ too"
 
 
+def test_the_mean_counts_a_tagger_that_is_not_sure(workspace: Workspace, dataset: Dataset, tmp_path: Path) -> None:
+    put_tagger(workspace, "doubtful", colour_tagger(tmp_path / "doubtful", gain=0.2))
+    both = {"models": ("colours", "doubtful"), "mode": "replace", "characters": False}
+    tag(workspace, dataset, **both, general_threshold=0.7)
+    assert dataset.captions()["red.png"] == "red thing, ^_^"
+    tag(workspace, dataset, **both, general_threshold=0.55, merge="mean", rating="last")
+    assert dataset.captions()["red.png"] == "red thing, ^_^, general"
+    tag(workspace, dataset, **both, general_threshold=0.7, merge="mean", rating="last")
+    assert dataset.captions()["red.png"] == "general"
+
+
 def test_cancelling_keeps_what_was_written(workspace: Workspace, dataset: Dataset) -> None:
     class Hasty(TaskControl):
         def progress(self, done: int, total: int, text: str = "") -> None:

@@ -104,7 +104,7 @@ class TaggingOptions(Section):
     max_tags: Annotated[int, Field(ge=0, le=500)] = 0
     """Keep only this many of the surest general tags; 0 keeps all over the threshold."""
     blacklist: Annotated[tuple[str, ...], Field(max_length=1000)] = ()
-    """Tags that are never written, whole tags only; upper case, underscores and escaped brackets make no difference."""
+    """Tags that are never written, whole tags only, * for anything; case, underscores and escaped brackets don't count."""
     always_first: Annotated[tuple[str, ...], Field(max_length=50)] = ()
     """Tags written into every caption, in front of what the network says and behind the trigger word."""
     replace_underscores: bool = True

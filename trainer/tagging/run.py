@@ -6,6 +6,7 @@ stays, and can be undone.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,8 @@ from trainer.workspace import Workspace
 if TYPE_CHECKING:
     from trainer.dataset.history import Content
     from trainer.dataset.studio import Dataset
+
+logger = logging.getLogger("safelight.tagging")
 
 NETWORK_THREAD, DECODE_THREAD = "safelight-tagger", "safelight-decode"
 NUM_DECODERS = 2
@@ -157,6 +160,9 @@ def tag_dataset(
     control.progress(0, len(pictures), f"Loading {titles}")
     num_done = 0
     with Crew(chosen, options) as crew, dataset.history.long(f"Tag with {titles}") as edit:
+        logger.info(
+            "%d pictures of %s: %s on the %s. %s", len(pictures), dataset.name, titles, crew.where, crew.sandbox.detail
+        )
         began = time.monotonic()
         for looks in crew.looks(pictures, control.cancelled):
             with dataset.history.locked():  # nobody changes a caption between reading and writing it
