@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from trainer.dataset.history import Edit
 from trainer.dataset.studio import Studio
-from trainer.tasks import TaskState
+from trainer.tasks import TaskState, TaskView
 from trainer.workspace import Workspace
 from ui.cli_lists import print_table
 from ui.views import duration
@@ -34,7 +34,9 @@ def _history_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, default=20, metavar="N", help="the newest N steps (default: 20)")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--forget", action="store_true", help="free the disk: nothing so far can be undone any more")
-    what.add_argument("--set-aside", action="store_true", help="put a damaged history out of the way, to begin a new one")
+    what.add_argument(
+        "--set-aside", action="store_true", help="put a damaged history out of the way, to begin a new one"
+    )
 
 
 def _undo_arguments(parser: argparse.ArgumentParser) -> None:
@@ -113,11 +115,24 @@ def _turn(options: argparse.Namespace, step: Callable[[], Edit], settle: Callabl
 
 def follow(studio: Studio, task_id: str, *, as_json: bool) -> int:
     """Shows how far a task is until it ends, then its report. Ctrl+C cancels it. Returns the exit code."""
+    view = watch(studio, task_id, quiet=as_json)
+    if as_json:
+        told = {"state": view.state.value, "message": view.message, "skipped": [list(entry) for entry in view.skipped]}
+        print(json.dumps(told))
+    else:
+        print(view.message)
+        for name, reason in view.skipped:
+            print(f"  left out: {name}: {reason}")
+    return 0 if view.state is TaskState.DONE else FAILED
+
+
+def watch(studio: Studio, task_id: str, *, quiet: bool) -> TaskView:
+    """Shows how far a task is until it ends. Ctrl+C cancels it."""
     shown = ""
     while (view := studio.tasks.get(task_id)).state.is_active:
         left = f" · {duration(view.eta_seconds)} left" if view.eta_seconds is not None else ""
         line = f"{view.title}: {view.done} of {view.total}{left}" if view.total else view.title
-        if line != shown and not as_json and sys.stderr.isatty():
+        if line != shown and not quiet and sys.stderr.isatty():
             sys.stderr.write(f"\r\x1b[K{line}")
             sys.stderr.flush()
             shown = line
@@ -128,14 +143,7 @@ def follow(studio: Studio, task_id: str, *, as_json: bool) -> int:
             studio.tasks.wait()
     if shown:
         sys.stderr.write("\r\x1b[K")
-    if as_json:
-        told = {"state": view.state.value, "message": view.message, "skipped": [list(entry) for entry in view.skipped]}
-        print(json.dumps(told))
-    else:
-        print(view.message)
-        for name, reason in view.skipped:
-            print(f"  left out: {name}: {reason}")
-    return 0 if view.state is TaskState.DONE else FAILED
+    return view
 
 
 def _import_arguments(parser: argparse.ArgumentParser) -> None:
@@ -177,6 +185,32 @@ def tag(options: argparse.Namespace) -> int:
     return tag_pictures(options)
 
 
+def _check_arguments(parser: argparse.ArgumentParser) -> None:
+    from ui.cli_dataset_check import check_arguments
+
+    check_arguments(parser)
+
+
+def check(options: argparse.Namespace) -> int:
+    """Checks the quality of a dataset and fixes what it finds: broken, small, equal, blurred pictures, captions."""
+    from ui.cli_dataset_check import check as check_quality
+
+    return check_quality(options)
+
+
+def _mask_arguments(parser: argparse.ArgumentParser) -> None:
+    from ui.cli_dataset_mask import mask_arguments
+
+    mask_arguments(parser)
+
+
+def mask(options: argparse.Namespace) -> int:
+    """Makes, inverts or removes masks: what training looks at in a picture."""
+    from ui.cli_dataset_mask import mask as mask_pictures
+
+    return mask_pictures(options)
+
+
 def _sizes_arguments(parser: argparse.ArgumentParser) -> None:
     from ui.cli_dataset_sizes import sizes_arguments
 
@@ -203,6 +237,19 @@ def export(options: argparse.Namespace) -> int:
     return export_pictures(options)
 
 
+def _prepare_arguments(parser: argparse.ArgumentParser) -> None:
+    from ui.cli_dataset_prepare import prepare_arguments
+
+    prepare_arguments(parser)
+
+
+def prepare(options: argparse.Namespace) -> int:
+    """Makes a new dataset of another: cropped, resized, mirrored, converted; the original stays as it is."""
+    from ui.cli_dataset_prepare import prepare as prepare_version
+
+    return prepare_version(options)
+
+
 def _publish_arguments(parser: argparse.ArgumentParser) -> None:
     from ui.cli_dataset_publish import publish_arguments
 
@@ -216,19 +263,6 @@ def publish(options: argparse.Namespace) -> int:
     return publish_pictures(options)
 
 
-def _mask_arguments(parser: argparse.ArgumentParser) -> None:
-    from ui.cli_dataset_mask import mask_arguments
-
-    mask_arguments(parser)
-
-
-def mask(options: argparse.Namespace) -> int:
-    """Makes, inverts or removes masks: what training looks at in a picture."""
-    from ui.cli_dataset_mask import mask as mask_pictures
-
-    return mask_pictures(options)
-
-
 SUBCOMMANDS: dict[str, tuple[AddArguments, Run]] = {
     "list": (lambda parser: None, list_all),
     "import": (_import_arguments, import_pictures),
@@ -236,9 +270,11 @@ SUBCOMMANDS: dict[str, tuple[AddArguments, Run]] = {
     "undo": (_undo_arguments, undo),
     "redo": (_undo_arguments, redo),
     "caption": (_caption_arguments, caption),
+    "check": (_check_arguments, check),
     "mask": (_mask_arguments, mask),
     "tag": (_tag_arguments, tag),
     "export": (_export_arguments, export),
+    "prepare": (_prepare_arguments, prepare),
     "publish": (_publish_arguments, publish),
     "sizes": (_sizes_arguments, sizes),
 }

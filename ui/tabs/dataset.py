@@ -12,13 +12,25 @@ from ui.studio.grid import StudioDesk
 from ui.studio.importing import IMPORT_PANEL
 from ui.studio.masks import MASKS_PANEL
 from ui.studio.panels import Panel
+from ui.studio.prepare import PREPARE_PANEL
 from ui.studio.publishing import PUBLISH_PANEL
+from ui.studio.quality import QUALITY_PANEL
 from ui.studio.sizes import SIZES_PANEL
 from ui.studio.tagging import TAGGING_PANEL
 from ui.studio.tags import TAGS_PANEL
 from ui.widgets import drawn_view
 
-PANELS: tuple[Panel, ...] = (IMPORT_PANEL, TAGGING_PANEL, TAGS_PANEL, SIZES_PANEL, MASKS_PANEL, EXPORT_PANEL, PUBLISH_PANEL)
+PANELS: tuple[Panel, ...] = (
+    IMPORT_PANEL,
+    TAGGING_PANEL,
+    TAGS_PANEL,
+    QUALITY_PANEL,
+    SIZES_PANEL,
+    MASKS_PANEL,
+    PREPARE_PANEL,
+    EXPORT_PANEL,
+    PUBLISH_PANEL,
+)
 """The panels of the tab in the order of their buttons, which is the order of work: import, tagging, tags, quality, sizes,
 masks, prepare, export. A row here and the script's name in ui/widgets.py place one."""
 
