@@ -132,6 +132,14 @@ def test_names_that_differ_by_case_or_are_impossible_get_another(studio: Studio,
     assert set(studio.open("hats").pictures()) == {"sub/A.png", "sub/b.png", "Sub/a-2.png", "_con.png"}
 
 
+def test_of_folders_without_end_the_nearest_stay(studio: Studio, source: Path) -> None:
+    path = put(source, a_dot_png=picture()) / "a.png"
+    deep = "/".join("d" * 150 for _ in range(40))
+    import_files(studio, "hats", [(f"{deep}/x/10_mira/a.png", path), ("b.png", path)], TaskControl())
+    (name,) = [name for name in studio.open("hats").pictures() if name.endswith("10_mira/a.png")]
+    assert name.count("/") == 4
+
+
 def test_a_picture_whose_caption_is_refused_is_left_out_whole(studio: Studio, source: Path) -> None:
     put(source, a_dot_png=picture(), a_dot_txt="Käse".encode("latin-1"))
     control = TaskControl()

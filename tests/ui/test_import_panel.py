@@ -65,7 +65,7 @@ def test_what_was_sent_is_imported_and_the_rest_is_told(services: Services) -> N
         bad_dot_png=b"no picture",
         **{"5_hats__c_dot_png": picture_bytes("blue"), "set_dot_zip": archive},
     )
-    view = over(services, panel.import_sent({"dataset": " mine ", "upload": "u1"}))
+    view = over(services, panel.import_sent({"dataset": " mine ", "upload": "u1", "files": 6}))
     assert (view.state, view.dataset, view.kind) == ("done", "mine", "import")
     assert view.message == "3 pictures added to mine, 1 with a caption. 2 left out."
     assert {name for name, _ in view.skipped} == {"b.txt", "bad.png"}
@@ -74,7 +74,10 @@ def test_what_was_sent_is_imported_and_the_rest_is_told(services: Services) -> N
     assert set(dataset.pictures()) == {"a.png", "5_hats/c.png", "z.png"}
     assert dataset.captions() == {"a.png": "a red <b>square</b>"}
     assert not list((services.workspace.cache_dir / "studio").iterdir())
-    assert "not here any more" in panel.import_sent({"dataset": "mine", "upload": "u1"})["error"]
+    assert "Send it again" in panel.import_sent({"dataset": "mine", "upload": "u1", "files": 6})["error"]
+    send(services, "u1", late_dot_png=picture_bytes())  # after a restart, only the last files are here
+    assert "Send it again" in panel.import_sent({"dataset": "mine", "upload": "u1", "files": 7})["error"]
+    assert not list((services.workspace.cache_dir / "studio").iterdir())
 
 
 def test_a_file_that_did_not_come_whole_is_told_and_costs_nothing_else(services: Services) -> None:
@@ -85,7 +88,7 @@ def test_a_file_that_did_not_come_whole_is_told_and_costs_nothing_else(services:
 
     send(services, "u1", a_dot_png=picture_bytes())
     asyncio.run(uploads_of(services).get("", "u1").take("half.png", 0, 4000, half()))
-    view = over(services, panel.import_sent({"dataset": "mine", "upload": "u1"}))
+    view = over(services, panel.import_sent({"dataset": "mine", "upload": "u1", "files": 1}))
     assert view.state == "done" and dict(view.skipped) == {"half.png": "it did not come whole"}
 
 

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from security.errors import RefusedFile, SafelightError
 from security.images import clean_copy
 from security.names import safe_name, same_name_key, sanitized_name
+from security.policy import MAX_ARCHIVE_DEPTH
 from security.roots import Root
 from trainer.dataset.captions import read_caption
 from trainer.dataset.facts import PictureFacts, facts_of, remember_facts
@@ -196,7 +197,7 @@ class _Put:
         """Puts one picture in, sooner or later; leaves out what is there already."""
         self._open()
         path = PurePosixPath(incoming.name)
-        folder = "/".join(sanitized_name(part, "folder") for part in path.parts[:-1])
+        folder = "/".join(sanitized_name(part, "folder") for part in path.parts[:-1][-MAX_ARCHIVE_DEPTH:])
         stem = sanitized_name(path.stem, "picture")
         name, is_known = self._free_name(f"{folder}/" if folder else "", stem, ready, incoming.caption)
         if is_known:

@@ -59,12 +59,9 @@
       this.failed = [];
       this.piece = PIECE;
       this.have = new Map();
+      this.sent = 0;
       this.stopping = new AbortController();
       this.began = Date.now();
-    }
-
-    get sent() {
-      return [...this.have.values()].reduce((sum, bytes) => sum + bytes, 0);
     }
 
     get seconds_left() {
@@ -74,7 +71,9 @@
 
     /** Sends what is not there yet. True when all of it is. */
     async run() {
-      const waiting = this.failed.length ? this.failed.map(({ one }) => one) : [...this.files];
+      const again = this.failed.length > 0;
+      const waiting = again ? this.failed.map(({ one }) => one) : [...this.files];
+      if (!again) this.done = 0; // of what is there already, the server only says so
       this.failed = [];
       const lane = async () => {
         for (let one = waiting.shift(); one && !this.stopping.signal.aborted; one = waiting.shift()) {
@@ -96,8 +95,10 @@
     async send({ name, file }) {
       let at = this.have.get(name) || 0;
       do {
+        const before = at;
         at = await this.piece_of(name, file, at);
         this.have.set(name, at);
+        this.sent += at - before;
         this.tell();
       } while (at < file.size);
     }
@@ -242,6 +243,18 @@
       panel.note(busy ? `${Math.floor((100 * sending.sent) / (sending.total || 1))}%` : "");
     }
 
+    let drawing = false;
+
+    /** Of thousands of files, many come in the time that one drawing takes. */
+    function draw_soon() {
+      if (drawing) return;
+      drawing = true;
+      window.setTimeout(() => {
+        drawing = false;
+        draw();
+      }, 100);
+    }
+
     async function send() {
       if (!into.value.trim()) {
         tell(new Error("Give the dataset a name first."));
@@ -250,7 +263,7 @@
       }
       tell(null);
       failures.replaceChildren();
-      sending ||= new Sending(chosen, draw);
+      sending ||= new Sending(chosen, draw_soon);
       const mine = sending;
       mine.over = false;
       draw();
@@ -271,7 +284,7 @@
     }
 
     async function import_sent() {
-      const answer = await start("import_sent", { upload: sending.id });
+      const answer = await start("import_sent", { upload: sending.id, files: sending.done });
       if (!answer) return draw();
       sending = null;
       chosen = [];

@@ -71,8 +71,12 @@ def import_functions(services: Services) -> Sequence[Answer]:
     def import_sent(argument: Any = None) -> dict[str, Any]:
         name = _dataset(argument)
         upload = uploads_of(services).take_out(current_login(), text_of(argument, "upload"))
-        if upload is None:
-            raise ShownError("What was sent is not here any more: Safelight was started anew meanwhile. Send it again.")
+        if upload is None or len(upload.files()) != number_of(argument, "files"):
+            if upload is not None:
+                upload.close()
+            raise ShownError(
+                "Not all that was sent is here any more: Safelight was started anew meanwhile. Send it again."
+            )
 
         def work(control: TaskControl) -> str:
             try:
