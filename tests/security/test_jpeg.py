@@ -99,6 +99,21 @@ def test_the_thumbnail_of_a_jfif_picture_does_not_come_along(tmp_path: Path) -> 
     assert CANARY not in clean.data and pixels_of(clean.data) == pixels_of(plain)
 
 
+def test_what_the_numbers_stand_for_is_kept(tmp_path: Path) -> None:
+    """Channels called R, G and B are taken for just that, unless the file says that it is JFIF, which is YCbCr."""
+    plain = bytearray(jpeg_of(photo()))
+    frame, scan = plain.index(b"\xff\xc0"), plain.index(b"\xff\xda")
+    for number, letter in enumerate(b"RGB"):
+        plain[frame + 10 + 3 * number] = letter
+        plain[scan + 5 + 2 * number] = letter
+    assert pixels_of(bytes(plain)) == pixels_of(jpeg_of(photo()))
+    without = bytes(plain[:2] + plain[20:])
+    assert pixels_of(without) != pixels_of(bytes(plain))
+    for data in (bytes(plain), without):
+        clean = brought(tmp_path, data)
+        assert clean.suffix == ".jpg" and pixels_of(clean.data) == pixels_of(data)
+
+
 @pytest.mark.parametrize("orientation", range(2, 9))
 def test_a_picture_on_its_side_becomes_an_upright_png(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
