@@ -27,6 +27,9 @@ def check_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resolution", metavar="N", help="judge by this resolution in pixels")
     parser.add_argument("--base", metavar="MODEL", help="judge by the sizes of this base model")
     parser.add_argument("--held-out", default="", metavar="DATASET", help="must not have the same pictures as this one")
+    parser.add_argument(
+        "--tagger", default="", metavar="TAGGER", help="also compare what this tagger sees in the pictures"
+    )
     parser.add_argument("--strict", action="store_true", help="exit with 1 for warnings too, not for problems alone")
     parser.add_argument("--all", action="store_true", help="name every picture, not the first ten of each finding")
     parser.add_argument(
@@ -42,7 +45,7 @@ def check(options: argparse.Namespace) -> int:
     """Prints what was found; the exit code is 1 if a problem is left, with --strict also for a warning."""
     studio = open_studio(options)
     dataset = studio.open(options.name)
-    checking = Checking(studio, dataset, _config(options), options.held_out)
+    checking = Checking(studio, dataset, _config(options), options.held_out, options.tagger)
     told = []
     for kind, fix in [_fix_of(text) for text in options.fix]:
         sentence = _waited(checking, f"{CHECKS[kind].title}: {find_fix(kind, fix).button}", options, _fixing(kind, fix))

@@ -13,6 +13,7 @@ from PIL import Image, ImageFilter, ImageOps
 from security.errors import Cancelled, SafelightError
 from security.images import open_image
 from tests.messy import Messy, build_messy, encoded, ink, photo
+from tests.taggers import put_tagger, real_tagger
 from trainer.config.schema import TrainConfig
 from trainer.dataset import looks
 from trainer.dataset.caption_faults import contradictions, cut_off, finished, repeated, writing
@@ -154,7 +155,7 @@ BAD: dict[str, tuple[Callable[[Dataset], None], str]] = {
     "orphan_caption": (lambda dataset: (dataset.path / "lost.txt").write_text("x") and None, "without its picture"),
 }
 """A dataset of three sound pictures gets one bad one; the words that it is told with."""
-LONE_CHECKS = {kind for kind in CHECKS if kind != "leak"}
+LONE_CHECKS = set(CHECKS) - {"leak", "alike"}
 
 
 def test_every_check_has_its_example() -> None:
@@ -252,6 +253,21 @@ def test_leaks_between_training_and_held_out_pictures_are_found(studio: Studio, 
     assert sound.pictures() == ["flower.png"] and len(other.pictures()) == 3
     with pytest.raises(SafelightError, match="is the dataset itself"):
         Checking(studio, sound, CONFIG, "mine").report()
+
+
+def test_a_tagger_tells_other_cuts_of_the_same_scene(studio: Studio, sound: Dataset) -> None:
+    """By a network that was trained on photos: three cuts of one cat, of which none is simply a part of another."""
+    put_tagger(studio.workspace, "lite", real_tagger())
+    put(sound, "left.png", photo("chelsea.png").crop((0, 0, 260, 300)))
+    put(sound, "right.png", photo("chelsea.png").crop((60, 20, 330, 300)))
+    put(sound, "moon.png", photo("moon.png").resize((300, 200)))
+    checking = Checking(studio, sound, CONFIG, tagger="lite")
+    (finding,) = [one for one in checking.report().findings if one.kind == "alike"]
+    assert [set(group) for group in finding.groups] == [{"chelsea.png", "left.png", "right.png"}]
+    assert "alike" not in found(studio, sound)
+    assert apply_fix(checking, "alike", "keep_largest").startswith("2 pictures taken out")
+    with pytest.raises(SafelightError, match="not in the workspace yet"):
+        Checking(studio, sound, CONFIG, tagger="wd-vit-tagger-v3").report()
 
 
 def test_sizes_follow_the_settings_of_the_run(studio: Studio, sound: Dataset) -> None:

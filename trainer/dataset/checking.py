@@ -60,13 +60,15 @@ class Report:
 class Checking:
     """A check of a dataset as a run with these settings would see it.
 
-    `held_out`: name of a dataset that must not have the same pictures, or an empty text.
+    `held_out`: name of a dataset that must not have the same pictures; `tagger`: one of the workspace whose answers are
+    compared, too. Either may be empty.
     """
 
     studio: Studio
     dataset: Dataset
     config: TrainConfig
     held_out: str = ""
+    tagger: str = ""
 
     def report(self, control: TaskControl | None = None) -> Report:
         """Looks at every picture and caption. Raises as `look`."""
@@ -84,12 +86,13 @@ class Checking:
             zip(names, _look_at_all(self.studio, dataset, names, control, "looking at pictures"), strict=True)
         )
         prints = {name: look.measures.fingerprint for name, look in looked.items() if look.measures}
-        compares = not kinds or bool({"duplicate", "similar"} & set(kinds))
+        compares = not kinds or bool({"duplicate", "similar", "alike"} & set(kinds))
         leaks = self._leaks(looked, prints, control) if self.held_out and (not kinds or "leak" in kinds) else []
+        alike = self._alike(looked, control) if self.tagger and (not kinds or "alike" in kinds) else []
         step, step_is_known = _step(self.studio, self.config)
         checkup = Checkup(
             pictures=_checked(self.studio, dataset, self.config, step, looked),
-            pairs=_pairs(looked, prints, control) if compares else [],
+            pairs=[*(_pairs(looked, prints, control) if compares else []), *alike],
             leaks=leaks,
             held_out=self.held_out,
             orphans=_orphans(dataset.path, names),
@@ -101,6 +104,12 @@ class Checking:
             dataset.name, revision, len(names), settings.resolution, step, step_is_known, self.held_out, findings
         )
         return shown, checkup
+
+    def _alike(self, looked: Mapping[str, _Look], control: TaskControl) -> list[Pair]:
+        from trainer.dataset.tagger_looks import pairs_by_tagger  # and its networks, only where they are wanted
+
+        hashes = {name: look.facts.sha256 for name, look in looked.items() if look.facts and look.measures}
+        return pairs_by_tagger(self.studio.workspace, self.dataset, hashes, self.tagger, control)
 
     def _leaks(
         self, looked: Mapping[str, _Look], prints: Mapping[str, Fingerprint], control: TaskControl

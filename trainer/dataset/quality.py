@@ -248,10 +248,20 @@ def _like_groups(checkup: Checkup) -> list[list[str]]:
     kept = {name: names[0] for names in _same_groups(checkup) for name in names}
     like = []
     for pair in checkup.pairs:
+        if pair.relation is Relation.ALIKE:
+            continue
         first, second = kept.get(pair.first, pair.first), kept.get(pair.second, pair.second)
         if first != second:
             like.append(Pair(first, second, pair.relation, pair.likeness))
     return [sorted(names, key=_rank(checkup)) for names in groups(like)]
+
+
+def _alike_groups(checkup: Checkup) -> list[list[str]]:
+    """What a tagger takes for the same, unless it was found by its pixels already."""
+    known = {frozenset((pair.first, pair.second)) for pair in checkup.pairs if pair.relation is not Relation.ALIKE}
+    pairs = [pair for pair in checkup.pairs if pair.relation is Relation.ALIKE]
+    fresh = [pair for pair in pairs if frozenset((pair.first, pair.second)) not in known]
+    return [sorted(names, key=_rank(checkup)) for names in groups(fresh)]
 
 
 def _copies(checkup: Checkup, together: list[list[str]], words: str) -> Iterator[tuple[str, str]]:
@@ -270,8 +280,15 @@ def _duplicates(checkup: Checkup) -> Iterator[tuple[str, str]]:
     return _copies(checkup, _same_groups(checkup), "the same as")
 
 
-def _alike(checkup: Checkup) -> Iterator[tuple[str, str]]:
+def _similar(checkup: Checkup) -> Iterator[tuple[str, str]]:
     return _copies(checkup, _like_groups(checkup), "like")
+
+
+def _alike(checkup: Checkup) -> Iterator[tuple[str, str]]:
+    for best, *others in _alike_groups(checkup):
+        yield best, f"a tagger sees the same in {len(others)} other{'' if len(others) == 1 else 's'}"
+        for name in others:
+            yield name, f"a tagger sees the same as in {best}"
 
 
 def _leaks(checkup: Checkup) -> Iterator[tuple[str, str]]:
@@ -391,7 +408,7 @@ CHECKS: dict[str, Check] = {
     ),
     "similar": Check(
         _WARNING, "Nearly the same", "Mirrored, turned, cropped or like each other: their details are learned more "
-        "than once.", _alike, ("keep_largest",), _like_groups,
+        "than once.", _similar, ("keep_largest",), _like_groups,
     ),
     "blurred": Check(_WARNING, "Blurred", "The LoRA learns the blur, too.", _blurred, ("remove",)),
     "border": Check(_WARNING, "Border", "The LoRA learns to draw bars and frames.", _bordered, ("crop_border",)),
@@ -422,6 +439,10 @@ CHECKS: dict[str, Check] = {
     "unusual_colours": Check(
         _HINT, "Unusual colours", "Programs show these differently; training reads them as 8-bit RGB.", _unusual,
         ("rewrite",),
+    ),
+    "alike": Check(
+        _HINT, "Alike to the tagger", "Other cuts or moments of the same scene, perhaps: many of them outweigh the rest.",
+        _alike, ("keep_largest",), _alike_groups,
     ),
     "repeated_tag": Check(
         _HINT, "Repeated tags", "A tag counts more when it stands there twice.", _repeating, ("deduplicate",)

@@ -8,11 +8,12 @@
     const panel = studio.panel(element, { id: "quality", title: "Check quality" });
     const check = h("button", { type: "button", class: "sl-button sl-primary", id: "studio-quality-check" }, "Check all pictures and captions");
     const held_out = h("select", { id: "studio-quality-held-out", class: "sl-select" });
+    const tagger = h("select", { id: "studio-quality-tagger", class: "sl-select" });
     const summary = h("p", { role: "status", id: "studio-quality-summary" });
     const note = h("p", { class: "sl-muted" });
     const list = h("ul", { class: "sl-findings", id: "studio-findings" });
     panel.body.append(
-      h("div", { class: "sl-bar" }, check, h("label", { for: "studio-quality-held-out" }, "Must not share pictures with", held_out)),
+      h("div", { class: "sl-bar" }, check, h("label", { for: "studio-quality-held-out" }, "Must not share pictures with", held_out), h("label", { for: "studio-quality-tagger" }, "Also compare what is seen by", tagger)),
       summary,
       note,
       list,
@@ -21,7 +22,7 @@
     const TONES = { problem: "bad", warning: "busy", hint: "quiet" };
     const WORDS = { problem: "Problem", warning: "Warning", hint: "Hint" };
     const opened = new Set();
-    let state = { others: [], report: null, problems: {} };
+    let state = { others: [], taggers: [], report: null, problems: {} };
     let asked = 0;
     let working = false;
 
@@ -126,6 +127,12 @@
         ...state.others.map((name) => h("option", { value: name }, name)),
       ]);
       held_out.value = state.others.includes(kept) ? kept : "";
+      const seen_by = state.report ? state.report.tagger : tagger.value;
+      redraw(tagger, state.taggers, () => [
+        h("option", { value: "" }, state.taggers.length ? "no tagger" : "no tagger (fetch one under Tag pictures)"),
+        ...state.taggers.map((one) => h("option", { value: one.name }, one.title)),
+      ]);
+      tagger.value = state.taggers.some((one) => one.name === seen_by) ? seen_by : "";
     }
 
     async function load() {
@@ -149,7 +156,7 @@
       if (working) return;
       working = true;
       draw();
-      const answer = await studio.act(server, name, { ...argument, training: studio.training, held_out: held_out.value }, { reload: false });
+      const answer = await studio.act(server, name, { ...argument, training: studio.training, held_out: held_out.value, tagger: tagger.value }, { reload: false });
       if (answer && answer.task) {
         const task = await studio.task(answer);
         if (name === "fix_finding" || task.state !== "done") notify(task.message, task.state === "failed" ? "bad" : undefined);
@@ -161,7 +168,7 @@
     check.addEventListener("click", () => start("check_quality"));
     panel.on_open(load);
     studio.on("dataset", () => {
-      state = { others: [], report: null, problems: {} };
+      state = { others: [], taggers: [], report: null, problems: {} };
       load();
     });
     studio.on("rows", () => {

@@ -14,6 +14,7 @@ from trainer.dataset.fixes import apply_fix, find_fix
 from trainer.dataset.quality import Finding, problems_by_picture
 from trainer.dataset.scan import dataset_names
 from trainer.dataset.studio import Dataset
+from trainer.tagging.shelf import list_taggers
 from trainer.tasks import TaskControl
 from ui.messages import ShownError, text_of
 from ui.services import Services
@@ -30,6 +31,7 @@ class _Done:
 
     report: Report
     held_out: str
+    tagger: str
 
 
 class QualityDesk:
@@ -51,12 +53,18 @@ class QualityDesk:
             done = self._reports.get(dataset.name)
         others = [name for name in dataset_names(self.services.workspace) if name != dataset.name]
         active = any(task.kind == KIND for task in self.services.studio.tasks.busy_with(dataset.name))
-        state: dict[str, Any] = {"others": others, "active": active, "report": None, "problems": {}}
+        taggers = [
+            {"name": one.row.name, "title": one.row.title}
+            for one in list_taggers(self.services.workspace)
+            if one.is_here and one.row.kind == "tags"
+        ]
+        state: dict[str, Any] = {"others": others, "taggers": taggers, "active": active, "report": None, "problems": {}}
         if done is not None:
             state["report"] = {
                 "sentence": done.report.sentence,
                 "note": _note(done.report),
                 "held_out": done.held_out,
+                "tagger": done.tagger,
                 "stale": done.report.revision != dataset.revision,
                 "findings": [_finding(finding) for finding in done.report.findings],
             }
@@ -70,7 +78,7 @@ class QualityDesk:
         def work(control: TaskControl) -> str:
             return self._report(checking, control)
 
-        return self._start("Checking the quality", checking.dataset, work)
+        return self._start("Checking the quality", checking, work)
 
     def fix_finding(self, argument: Any = None) -> dict[str, Any]:
         """Does what a button of a finding says for the pictures of `names`, then checks again."""
@@ -88,18 +96,18 @@ class QualityDesk:
                 self._report(checking, control)
             return told
 
-        return self._start(button, checking.dataset, work)
+        return self._start(button, checking, work)
 
-    def _start(self, title: str, dataset: Dataset, work: Any) -> dict[str, Any]:
-        tasks = self.services.studio.tasks
-        if any(task.kind == KIND for task in tasks.busy_with(dataset.name)):
-            raise ShownError(f"{dataset.name} is being checked already. Wait for it or cancel it first.")
-        return {"task": tasks.start(KIND, title, dataset.name, work)}
+    def _start(self, title: str, checking: Checking, work: Any) -> dict[str, Any]:
+        tasks, name = self.services.studio.tasks, checking.dataset.name
+        if any(task.kind == KIND for task in tasks.busy_with(name)):
+            raise ShownError(f"{name} is being checked already. Wait for it or cancel it first.")
+        return {"task": tasks.start(KIND, title, name, work, lane="compute" if checking.tagger else "disk")}
 
     def _report(self, checking: Checking, control: TaskControl) -> str:
         report = checking.report(control)
         with self._guard:
-            self._reports[report.dataset] = _Done(report, checking.held_out)
+            self._reports[report.dataset] = _Done(report, checking.held_out, checking.tagger)
         return report.sentence
 
     def _checking(self, argument: Any) -> Checking:
@@ -107,7 +115,11 @@ class QualityDesk:
         held_out = argument.get("held_out")
         if not isinstance(held_out, str) or (held_out and held_out not in dataset_names(self.services.workspace)):
             raise ShownError("There is no such dataset to compare with any more. Reload the page.")
-        return Checking(self.services.studio, dataset, self._config(dataset, argument.get("training")), held_out)
+        tagger = argument.get("tagger", "")
+        if not isinstance(tagger, str):
+            raise ShownError("The page sent no tagger. Reload the page.")
+        config = self._config(dataset, argument.get("training"))
+        return Checking(self.services.studio, dataset, config, held_out, tagger)
 
     def _config(self, dataset: Dataset, training: Any) -> TrainConfig:
         try:
