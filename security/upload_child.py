@@ -103,11 +103,7 @@ def _guard_connections(endpoint: str) -> None:
     home = urlsplit(endpoint)
 
     def check(request: Any) -> None:
-        is_home = (request.url.scheme, request.url.netloc.decode()) == (home.scheme, home.netloc)
-        if not is_home and request.url.scheme != "https":
-            raise Refused(f"The hub wants the files at {request.url.host} without encryption. Nothing more is sent.")
-        if not is_home:
-            request.headers.pop("authorization", None)
+        check_request(request, home.scheme, home.netloc)
 
     def client() -> Any:
         usual = _http.default_client_factory()
@@ -117,6 +113,18 @@ def _guard_connections(endpoint: str) -> None:
         return usual
 
     set_client_factory(client)
+
+
+def check_request(request: Any, scheme: str, host: str) -> None:
+    """Takes the token out of a request that goes elsewhere than to the hub (`host` with its port).
+
+    Raises Refused for one that would go there unencrypted.
+    """
+    if (request.url.scheme, request.url.netloc.decode()) == (scheme, host):
+        return
+    if request.url.scheme != "https":
+        raise Refused(f"The hub wants the files at {request.url.host} without encryption. Nothing more is sent.")
+    request.headers.pop("authorization", None)
 
 
 def _connection_fault() -> type[Exception]:

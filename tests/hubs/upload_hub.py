@@ -39,7 +39,11 @@ class Repo:
 
 @dataclass
 class UploadHub:
-    """What the server holds and what it was asked. `faults`: path -> status that it answers with there."""
+    """What the server holds and what it was asked.
+
+    `faults`: part of a path -> status that it answers with there. `elsewhere`: where it wants large files. `slow`: large
+    files are answered once it is set. `meddles`: somebody else commits while they are sent.
+    """
 
     token: str = TOKEN
     repos: dict[str, Repo] = field(default_factory=dict)
@@ -48,6 +52,7 @@ class UploadHub:
     faults: dict[str, int] = field(default_factory=dict)
     elsewhere: str = ""
     slow: threading.Event | None = None
+    meddles: bool = False
     port: int = 0
 
     @property
@@ -163,6 +168,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _batch(self, order: dict[str, Any]) -> None:
         hub = self.server.hub
+        if hub.meddles:
+            for repo in hub.repos.values():
+                repo.commits.append("by somebody else")
         objects = []
         for one in order["objects"]:
             where = hub.elsewhere or hub.endpoint

@@ -20,6 +20,7 @@ from security.net import Network
 from security.policy import Service
 from security.secrets import Secret
 from security.upload import upload_endpoint
+from security.upload_child import Refused, check_request
 from tests.hubs.upload_hub import TOKEN, UploadHub, upload_hub
 from trainer.dataset.publish import LICENCES, PublishOptions, card_text, publish_dataset
 from trainer.dataset.settings import DatasetSettings
@@ -109,6 +110,23 @@ def test_the_token_goes_to_the_hub_alone(studio: Studio, cats: Dataset, hub: Upl
     assert stored and not any(stored)
 
 
+def test_requests_to_other_hosts_lose_the_token() -> None:
+    from huggingface_hub.utils import _http
+
+    request_class = vars(_http)["httpx2"].Request
+    for url, keeps in (
+        ("https://huggingface.co/api", True),
+        ("https://huggingface.co:8443/api", False),
+        ("https://huggingface.co.evil.example/api", False),
+        ("https://storage.example/x", False),
+    ):
+        request = request_class("PUT", url, headers={"Authorization": f"Bearer {TOKEN}"})
+        check_request(request, "https", "huggingface.co")
+        assert ("authorization" in request.headers) == keeps, url
+    with pytest.raises(Refused, match="without encryption"):
+        check_request(request_class("PUT", "http://huggingface.co/x"), "https", "huggingface.co")
+
+
 def test_a_new_version_replaces_what_was_there_only_when_asked(studio: Studio, cats: Dataset, hub: UploadHub) -> None:
     publish(studio, cats, hub)
     with pytest.raises(FailedDownload, match="There is a dataset me/cats already"):
@@ -126,7 +144,7 @@ def test_a_new_version_replaces_what_was_there_only_when_asked(studio: Studio, c
 FAULTS: list[tuple[Callable[[UploadHub], Any], type[SafelightError], str]] = [
     (lambda hub: setattr(hub, "token", "hf_another"), NeedsLogin, "does not accept this token"),
     (lambda hub: hub.faults.update({"repos/create": 403}), NeedsLogin, "may not write to me/cats.*Fault 403"),
-    (lambda hub: hub.faults.update({"/commit/": 412}), FailedDownload, "somebody changed me/cats meanwhile"),
+    (lambda hub: setattr(hub, "meddles", True), FailedDownload, "somebody changed me/cats meanwhile"),
     (lambda hub: hub.faults.update({"/commit/": 400}), FailedDownload, "answered 400 and said 'Fault 400"),
     (lambda hub: setattr(hub, "elsewhere", "http://127.0.0.1:9"), FailedDownload, "without encryption"),
 ]
