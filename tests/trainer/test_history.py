@@ -91,6 +91,19 @@ def test_a_new_edit_loses_nothing_that_was_undone(bench: Bench) -> None:
     assert bench.files() == {**FILES, "a.txt": b"typed"}
 
 
+def test_what_an_undo_left_alone_was_not_taken_back(bench: Bench) -> None:
+    history = bench.history
+    history.apply("tag", {"a.txt": b"tagged", "sub/b.txt": b"tagged"})
+    bench.write("a.txt", b"by hand")
+    history.undo()
+    history.apply("type", {"notes.txt": b"1"})
+    assert [edit.files for edit in history.edits()] == [("notes.txt",), ("sub/b.txt",), ("a.txt", "sub/b.txt")]
+    bench.write("a.txt", b"a hat")
+    history.undo()
+    history.undo()
+    assert bench.files() == {**FILES, "sub/b.txt": b"tagged"}
+
+
 OUTSIDE: dict[str, Callable[[Bench], object]] = {
     "changed": lambda bench: bench.write("a.txt", b"by hand"),
     "deleted": lambda bench: (bench.folder / "a.txt").unlink(),
