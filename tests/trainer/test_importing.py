@@ -268,6 +268,7 @@ def test_facts_and_thumbnails_are_there_before_anybody_asks(
         raise AssertionError(f"{path} was read again")
 
     monkeypatch.setattr(facts_module, "read_picture", read_again)
+    monkeypatch.setattr("trainer.dataset.thumbnails.thumbnail_file", lambda path, _side: read_again(path))
     dataset = studio.open("mira")
     for name, size in (("a.jpg", (256, 183)), ("b.png", (192, 256))):
         path = dataset.path / name
