@@ -1,6 +1,6 @@
 """Pictures a second of tagging on the CPU, beside a plain onnxruntime loop over the same pictures.
 
-    python benchmarks/tagging.py --json benchmarks/results/tagging.json
+    python benchmarks/tagging.py
 
 The plain loop is what a person would write: open, square, scale, run, one picture after the other, one thread of Python,
 nothing written. Ours is the whole of `tag_dataset`: checked decoding ahead, the network on its confined thread, captions
@@ -162,7 +162,6 @@ def main() -> int:
     parser.add_argument("--batch-size", type=int, default=4, metavar="N")
     parser.add_argument("--network", choices=("lite0", "vit"), action="append", help="default: both")
     parser.add_argument("--tagger", type=Path, metavar="FOLDER", help="measure this tagger instead")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     options = parser.parse_args()
     known = {"lite0": real_tagger, "vit": random_vit}
     folders = {name: known[name] for name in options.network or known}
@@ -179,9 +178,8 @@ def main() -> int:
         }
         result["networks"][name] = figures
         rates = ", ".join(f"{who} {figures[who]['pictures a second']}/s" for who in ("plain loop", "Safelight"))
-        print(f"{name}: {rates}, ratio {figures['ratio']}", flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        print(f"{name}: {rates}, ratio {figures['ratio']}", file=sys.stderr, flush=True)
+    print(json.dumps(result, indent=1))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""How long edits of many captions take, and taking them back: `python benchmarks/undo.py`. Prints JSON.
+"""How long edits of many captions and pictures take, and taking them back: `python benchmarks/undo.py`. Prints JSON.
 
 Every caption of a dataset of 2,000 is changed at once, undone and redone, several times. Beside it: the same files
 written plainly, one after the other, without a history and without any care for a power cut.
@@ -46,7 +46,8 @@ def measure(folder: Path, num_files: int, rounds: int) -> dict[str, object]:
         (dataset.path / name).write_bytes(picture.read_bytes())
     dataset.set_captions("first", {name: f"a caption of {name}, with some tags, as they are" for name in names})
     before = _bytes(dataset.path)
-    times: dict[str, list[float]] = {"edit": [], "undo": [], "redo": [], "plain writes": []}
+    times: dict[str, list[float]] = {"edit": [], "undo": [], "redo": []}
+    times |= {"removal of all pictures": [], "undo of the removal": [], "plain writes": []}
     for turn in range(rounds):
         texts = {name: f"turn {turn}, another caption of {name}, with some tags" for name in names}
 
@@ -58,6 +59,8 @@ def measure(folder: Path, num_files: int, rounds: int) -> dict[str, object]:
         assert _bytes(dataset.path) == before, "undo has to give the same bytes"
         times["redo"].append(_seconds(dataset.history.redo))
         dataset.history.undo()
+        times["removal of all pictures"].append(_seconds(lambda: dataset.remove_pictures("none", names)))
+        times["undo of the removal"].append(_seconds(dataset.history.undo))
         plain = folder / f"plain-{turn}"
         plain.mkdir()
         times["plain writes"].append(_seconds(lambda texts=texts, plain=plain: _write(plain, texts)))  # type: ignore[misc]
