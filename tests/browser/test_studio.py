@@ -142,6 +142,13 @@ def test_pictures_are_selected_removed_and_brought_back(watched: Watch, server: 
     folder = make(server, "chosen", dict.fromkeys(names, "tag") | {"10_hats/h.png": "hat"})
     before = {path.name: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
     page = open_set(watched, server, "chosen")
+    card(page, "6.png").get_by_role("checkbox").check()
+    page.keyboard.press("Escape")
+    card(page, "0.png").locator(".sl-thumb").focus()
+    page.keyboard.press("Shift+ArrowRight")  # begins a new range, whatever was chosen before
+    assert page.evaluate("safelight.studio.scope()") == ["0.png", "1.png"]
+    page.keyboard.press("Escape")
+    expect(count(page)).not_to_contain_text("selected")
     card(page, "1.png").get_by_role("checkbox").check()
     card(page, "4.png").locator(".sl-thumb").click(modifiers=["Shift"])
     expect(count(page)).to_contain_text("4 selected")
