@@ -62,12 +62,15 @@ def test_what_lies_on_its_side_or_moves_has_to_be_decoded() -> None:
     assert only_pixels(with_chunk(picture(), b"acTL", b"\0" * 8)) is None
 
 
+WHOLE = picture()
+
+
 @pytest.mark.parametrize(
     "data",
     [
-        b"", b"\x89PNG\r\n\x1a\n", b"GIF89a", picture()[:-1], picture()[:500], picture().replace(b"IDAT", b"IDAU", 1),
-        with_chunk(picture(), b"ABCD", b"unknown but needed"), picture()[:8] + picture()[33:],
-        picture()[:60] + bytes([picture()[60] ^ 1]) + picture()[61:], picture()[:8] + b"\xff\xff\xff\xff" + picture()[12:],
+        b"", b"\x89PNG\r\n\x1a\n", b"GIF89a", WHOLE[:-1], WHOLE[:500], WHOLE.replace(b"IDAT", b"IDAU", 1),
+        with_chunk(WHOLE, b"ABCD", b"unknown but needed"), WHOLE[:8] + WHOLE[33:],
+        WHOLE[:60] + bytes([WHOLE[60] ^ 1]) + WHOLE[61:], WHOLE[:8] + b"\xff\xff\xff\xff" + WHOLE[12:],
     ],
 )  # fmt: skip
 def test_what_is_broken_is_left_to_the_decoder(data: bytes) -> None:

@@ -115,15 +115,17 @@ def test_the_layout_of_kohya(hats: Dataset, tmp_path: Path) -> None:
 
 def test_folders_that_become_one_lose_nothing(studio: Studio, tmp_path: Path) -> None:
     dataset = studio.create("set")
-    for folder in ("a/10_x", "b/10_x", "B"):
+    for folder, name in (("a/10_x", "p.png"), ("b/10_x", "p.png"), ("c/10_x", "p.jpg"), ("B", "p.png")):
         (dataset.path / folder).mkdir(parents=True)
-        Image.new("RGB", (32, 32), "red").save(dataset.path / folder / "p.png")
+        Image.new("RGB", (32, 32), "red").save(dataset.path / folder / name)
         (dataset.path / folder / "p.txt").write_text(folder)
     export_to(dataset, tmp_path / "out", Layout.KOHYA, TaskControl())
     files = read(tmp_path / "out")
     captions = {row["picture"]: row["caption"] for row in manifest(files)["pictures"]}
-    assert captions == {"10_x/p.png": "a/10_x", "10_x/p-2.png": "b/10_x", "1_B/p.png": "B"}
-    assert all(files[name.replace(".png", ".txt")].decode() == caption for name, caption in captions.items())
+    assert captions == {
+        "10_x/p.png": "a/10_x", "10_x/p-2.png": "b/10_x", "10_x/p-3.jpg": "c/10_x", "1_B/p.png": "B",
+    }  # fmt: skip
+    assert all(files[f"{name[:-4]}.txt"].decode() == caption for name, caption in captions.items())
 
 
 def test_the_same_dataset_gives_the_same_file(hats: Dataset, tmp_path: Path) -> None:

@@ -134,6 +134,9 @@ def test_the_time_left_follows_the_pace(monkeypatch: pytest.MonkeyPatch) -> None
     assert control._now()[3] == pytest.approx(20)  # it runs down between two reports
     control.progress(0, 7, "another phase")
     assert control._now()[3] is None
+    now += 5
+    control.progress(1, 7)
+    assert control._now()[3] == pytest.approx(30)  # by the pace of this phase alone
 
 
 def test_reports_are_kept_but_not_without_end(tasks: Tasks) -> None:
