@@ -234,7 +234,7 @@ def _odd_files(messy: Messy, windows: Windows) -> None:
         messy.caption(name, window.tags)
     for number in range(10):
         window = windows.next()
-        name = messy.put("transparent", f"cutouts/{window.subject} {number}.png", encoded(_cut_out(window.image)))
+        name = messy.put("transparent", f"cutouts/{window.subject} {number}.png", encoded(cut_out(window.image)))
         messy.caption(name, window.tags)
     for number in range(3):
         palette = ink(24 + number).convert("P", palette=Image.Palette.ADAPTIVE, colors=16)
@@ -252,7 +252,8 @@ def _turned_back(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(back[orientation])
 
 
-def _cut_out(image: Image.Image) -> Image.Image:
+def cut_out(image: Image.Image) -> Image.Image:
+    """An ellipse of it; the rest is transparent."""
     alpha = Image.new("L", image.size)
     ImageDraw.Draw(alpha).ellipse(
         (image.width // 8, image.height // 8, image.width * 7 // 8, image.height * 7 // 8), fill=255

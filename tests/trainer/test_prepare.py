@@ -11,12 +11,13 @@ import numpy
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from PIL import Image, ImageChops, ImageOps
+from PIL import Image, ImageOps
 
 from security.errors import Cancelled, RefusedConfig, RefusedFile, SafelightError
 from security.images import open_image
 from tests.messy import encoded, photo
 from trainer.config.schema import TrainConfig
+from trainer.dataset import upscaling
 from trainer.dataset.cache import load_pixels
 from trainer.dataset.plan import plan_dataset
 from trainer.dataset.prepare import PrepareOptions, prepare_dataset, prepare_options
@@ -86,7 +87,7 @@ def image_of(dataset: Dataset, name: str) -> Image.Image:
 
 
 def same(one: Image.Image, other: Image.Image) -> bool:
-    return one.size == other.size and not ImageChops.difference(one.convert("RGBA"), other.convert("RGBA")).getbbox()
+    return numpy.array_equal(numpy.asarray(one.convert("RGBA")), numpy.asarray(other.convert("RGBA")))
 
 
 def test_everything_that_belongs_to_a_picture_comes_along(dataset: Dataset, make: Callable[..., Dataset]) -> None:
@@ -169,10 +170,10 @@ def test_transparency_gets_a_colour_or_stays(dataset: Dataset, make: Callable[..
 
 
 def test_transparency_survives_scaling_without_its_hidden_colour(make: Callable[..., Dataset]) -> None:
-    small = image_of(make("clear.png", longest_side=32), "clear.png")
-    assert small.mode == "RGBA" and small.getpixel((2, 16))[3] == 0
-    red, green, blue, _ = small.getpixel((17, 16))
-    assert abs(red - green) < 12 and abs(red - blue) < 12  # the hidden red of the other half does not shine through
+    pixels = numpy.asarray(image_of(make("clear.png", longest_side=30), "clear.png"), dtype=int).reshape(-1, 4)
+    assert pixels.shape == (900, 4) and (pixels[:, 3] == 0).any() and ((pixels[:, 3] > 9) & (pixels[:, 3] < 99)).any()
+    seen = pixels[pixels[:, 3] > 9]
+    assert numpy.abs(seen[:, 0] - seen[:, 1]).max() < 40  # the red of what can't be seen does not shine through
 
 
 def test_two_pictures_of_one_name_stay_two(studio: Studio, dataset: Dataset, make: Callable[..., Dataset]) -> None:
@@ -191,15 +192,21 @@ def test_broken_pictures_are_left_out_and_told(studio: Studio, dataset: Dataset)
     assert "bare.webp" in studio.open("new").pictures()
 
 
-def test_a_cancelled_or_refused_one_leaves_nothing(studio: Studio, dataset: Dataset) -> None:
+@pytest.mark.parametrize("at", [0, 3])
+def test_a_cancelled_one_leaves_nothing(studio: Studio, dataset: Dataset, at: int) -> None:
     class Cancels(TaskControl):
         def progress(self, done: int, total: int, text: str = "") -> None:
             assert total == 4
-            if done == 2:
+            if done == at:
                 self.cancel()
 
     with pytest.raises(Cancelled):
         prepare_dataset(studio, dataset, "new", PrepareOptions(crop="square"), CONFIG, control=Cancels())
+    assert [info.name for info in studio.datasets()] == ["ink", "ink_heldout", "mine"]
+    assert not list((studio.workspace.cache_dir / "studio").iterdir())
+
+
+def test_a_refused_one_leaves_nothing(studio: Studio, dataset: Dataset) -> None:
     for name, options, words in (
         ("mine", {"crop": "square"}, "already"), ("ink", {"crop": "square"}, "already"), ("new", {}, "Nothing is chosen"),
         ("a/b", {"crop": "square"}, "name"), ("new", {"crop": "square", "upscaler": "none"}, "no upscaler 'none'"),
@@ -215,23 +222,21 @@ def test_a_cancelled_or_refused_one_leaves_nothing(studio: Studio, dataset: Data
         prepare_options({"background": "red", "longest_side": "-1"})
 
 
-def network(path: Path, factor: int = 2, *, side: int | str = "side", channels: int = 3) -> Path:
-    """A network that enlarges by repeating pixels, as one step of a convolution and a shuffle of depth to space."""
-    weights = numpy.zeros((channels * factor * factor, 3, 1, 1), numpy.float32)
+def network(path: Path, factor: int = 2, *, side: int | str = "side", channels: int = 3, reach: int = 0) -> Path:
+    """A network that enlarges by repeating pixels; with `reach`, means of the pixels so far around."""
+    size = 2 * reach + 1
+    weights = numpy.zeros((channels * factor * factor, 3, size, size), numpy.float32)
     for row in range(channels * factor * factor):
-        weights[row, row // (factor * factor), 0, 0] = 1
+        weights[row, row // (factor * factor)] = 1 / size**2
     nodes = [
-        helper.make_node("Conv", ["pictures", "w"], ["deep"]),
+        helper.make_node("Conv", ["pictures", "w"], ["deep"], pads=[reach] * 4),
         helper.make_node("DepthToSpace", ["deep"], ["large"], blocksize=factor, mode="CRD"),
     ]
+    shape = ["batch", 3, side, side if isinstance(side, int) else "width"]
     graph = helper.make_graph(
         nodes,
         "upscaler",
-        [
-            helper.make_tensor_value_info(
-                "pictures", TensorProto.FLOAT, ["batch", 3, side, side if isinstance(side, int) else "width"]
-            )
-        ],
+        [helper.make_tensor_value_info("pictures", TensorProto.FLOAT, shape)],
         [helper.make_tensor_value_info("large", TensorProto.FLOAT, None)],
         [numpy_helper.from_array(weights, "w")],
     )
@@ -259,6 +264,17 @@ def test_pictures_of_any_size_go_through_tiles(studio: Studio, side: int | str) 
             upscaler(image, (size[0] * 4, size[1] * 4)),
             image.resize((size[0] * 4, size[1] * 4), Image.Resampling.NEAREST),
         )
+    upscaler.close()
+
+
+def test_tiles_have_no_seams(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that looks at the pixels around gives the same in tiles as at once."""
+    network(studio.workspace.path / "upscalers" / "net.onnx", reach=3)
+    upscaler = open_upscaler(studio.workspace, "net")
+    image = photo("astronaut.png").resize((300, 230))
+    tiled = upscaler(image, (600, 460))
+    monkeypatch.setattr(upscaling, "TILE", 400)
+    assert same(tiled, upscaler(image, (600, 460)))
     upscaler.close()
 
 

@@ -211,6 +211,15 @@ def test_only_pictures_that_are_meant_and_still_found_are_changed(studio: Studio
         find_fix("nothing", "remove")
 
 
+def test_a_caption_stays_while_another_picture_has_it(studio: Studio, sound: Dataset) -> None:
+    put(sound, "coffee.jpg", red((90, 90)), "a cup", format="JPEG")
+    assert fix(studio, sound, "blank").startswith("1 picture taken out")
+    assert sound.captions()["coffee.png"] == "a cup"
+    (sound.path / "coffee.png").write_bytes(encoded(red((90, 90))))
+    fix(studio, sound, "blank")
+    assert not (sound.path / "coffee.txt").exists()
+
+
 def test_mask_and_chosen_crop_follow_a_cut(studio: Studio, dataset: Dataset) -> None:
     image = ImageOps.expand(photo("moon.png").resize((200, 200)), (0, 100), "white")
     put(dataset, "framed.jpg", image, "moon", format="JPEG", quality=95)
@@ -245,12 +254,17 @@ def test_leaks_between_training_and_held_out_pictures_are_found(studio: Studio, 
     put(other, "x.png", ImageOps.mirror(photo("coffee.png").crop((60, 40, 560, 370))))
     put(other, "y.png", photo("chelsea.png").resize((300, 200)))
     put(other, "z.png", ink(3))
+    for place in (sound, other):  # blank pictures can only be told by their bytes
+        put(place, "black.png", Image.new("RGB", (90, 60)))
     leak = found(studio, sound, held_out="held out")["leak"]
-    assert set(leak.notes) == {"coffee.png", "chelsea.png"} and "x.png of held out" in leak.notes["coffee.png"]
+    assert (
+        set(leak.notes) == {"black.png", "coffee.png", "chelsea.png"}
+        and "x.png of held out" in leak.notes["coffee.png"]
+    )
     assert "leak" not in found(studio, sound)
     checking = Checking(studio, sound, CONFIG, "held out")
-    assert apply_fix(checking, "leak", "remove").startswith("2 pictures taken out")
-    assert sound.pictures() == ["flower.png"] and len(other.pictures()) == 3
+    assert apply_fix(checking, "leak", "remove").startswith("3 pictures taken out")
+    assert sound.pictures() == ["flower.png"] and len(other.pictures()) == 4
     with pytest.raises(SafelightError, match="is the dataset itself"):
         Checking(studio, sound, CONFIG, "mine").report()
 

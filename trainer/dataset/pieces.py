@@ -103,9 +103,7 @@ def _grey_png(mask: Image.Image) -> bytes:
 def _scaled(image: Image.Image, size: Size) -> Image.Image:
     if image.mode not in ("L", "LA", "RGB", "RGBA"):
         image = image.convert("RGBA") if image.has_transparency_data else to_rgb(image)
-    if image.mode in ("RGBA", "LA"):  # colours of what can't be seen must not shine through at the edges
-        weighted = image.convert("RGBA").convert("RGBa")
-        return weighted.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0).convert("RGBA")
+    # Pillow weighs colours by their opaqueness, so what can't be seen doesn't shine through at the edges
     return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
