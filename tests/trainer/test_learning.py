@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.trainer.test_training import final_state, losses, make_config, only_r
 from trainer import events
 from trainer.config.schema import TrainConfig
 from trainer.dataset.settings import DatasetSettings, Mark, marks_bytes, mask_path, settings_bytes
+from trainer.families.base import Conditioning
 from trainer.inputs import find_inputs
 from trainer.jobs import Control, Jobs
 from trainer.loop import train
@@ -164,7 +166,27 @@ def test_held_out_pictures_are_measured_with_their_masks_and_crops(base: Path, t
     assert cut == [False, True]
 
 
-# ---- regularisation ----
+# ---- captions and regularisation ----
+
+
+def test_every_step_hears_the_datasets_own_trigger_word_first(base: Path, tmp_path: Path, workspace) -> None:
+    run = prepared(everything(base, tmp_path), workspace)
+    heard: list[str] = []
+    encode = run.prompts.encode
+
+    def listen(prompts: Sequence[str]) -> Conditioning:
+        heard.extend(prompts)
+        return encode(prompts)
+
+    run.prompts.encode = listen  # type: ignore[method-assign]
+    for run.step in range(6):
+        window_losses(run, [sample for number in range(4) for sample in run.plan.batch(number)])
+    parts = [caption.split(", ") for caption in heard]
+    own = [caption for caption in parts if "mira" in caption]
+    assert len({tuple(caption) for caption in own}) > 2 and all(caption[0] == "mira" for caption in own)
+    assert (
+        len({caption[0] for caption in parts if "mira" not in caption}) > 1
+    )  # the prior's captions have no trigger word
 
 
 def test_the_prior_loss_is_weighted_and_the_pictures_own_is_not(base: Path, tmp_path: Path, workspace) -> None:
