@@ -15,13 +15,14 @@ from security.images import open_image
 from tests.messy import Messy, build_messy, encoded, ink, photo
 from tests.taggers import put_tagger, real_tagger
 from trainer.config.schema import TrainConfig
-from trainer.dataset import looks
+from trainer.dataset import checking, looks
 from trainer.dataset.caption_faults import contradictions, cut_off, finished, repeated, writing
 from trainer.dataset.checking import Checking
 from trainer.dataset.encodings import decoded
 from trainer.dataset.fixes import FIXES, apply_fix, find_fix
 from trainer.dataset.quality import CHECKS, Finding, Severity, problems_by_picture
 from trainer.dataset.settings import DatasetSettings, Mark
+from trainer.dataset.similar import find_similar
 from trainer.dataset.studio import Dataset, Studio
 from trainer.tasks import TaskControl
 from trainer.workspace import Workspace
@@ -309,6 +310,26 @@ def test_a_check_can_be_cancelled_and_reports_progress(studio: Studio, sound: Da
     assert [entry for entry in told if entry[2] == "looking at pictures"] == [
         (number, 3, "looking at pictures") for number in range(3)
     ]
+
+
+def test_only_new_pictures_are_compared_again(studio: Studio, sound: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = []
+
+    def counted(*sides: Any, **options: Any) -> Any:
+        compared.append([len(side) for side in sides])
+        return find_similar(*sides, **options)
+
+    monkeypatch.setattr(checking, "find_similar", counted)
+    assert "similar" not in found(studio, sound) and compared == [[3]]
+    put(sound, "mirrored.png", ImageOps.mirror(photo("coffee.png")))
+    put(sound, "twice.png", photo("chelsea.png").resize((300, 200)))
+    first = found(studio, sound)
+    assert compared[1:] == [[1], [1, 3]]  # the copy has the content of one that was compared before
+    assert first["similar"].groups == (("mirrored.png", "coffee.png"),)
+    assert first["duplicate"].groups == (("twice.png", "chelsea.png"),)
+    assert found(studio, sound) == first and compared[3:] == [[0]]
+    sound.remove_pictures("remove", ["mirrored.png"])
+    assert set(found(studio, sound)) == {"duplicate"} and compared[4:] == [[0]]
 
 
 def test_pictures_are_decoded_once(studio: Studio, sound: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

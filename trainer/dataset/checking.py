@@ -92,7 +92,7 @@ class Checking:
         step, step_is_known = _step(self.studio, self.config)
         checkup = Checkup(
             pictures=_checked(self.studio, dataset, self.config, step, looked),
-            pairs=[*(_pairs(looked, prints, control) if compares else []), *alike],
+            pairs=[*(_pairs(dataset.path, looked, control) if compares else []), *alike],
             leaks=leaks,
             held_out=self.held_out,
             orphans=_orphans(dataset.path, names),
@@ -168,9 +168,40 @@ def _look_at_all(
                 one.cancel()
 
 
-def _pairs(looked: Mapping[str, _Look], prints: Mapping[str, Fingerprint], control: TaskControl) -> list[Pair]:
-    same = _same_files({name: look.facts.sha256 for name, look in looked.items() if look.facts})
-    return [*same, *find_similar(prints, progress=_comparing(control, "comparing pictures"))]
+@dataclass
+class _Compared:
+    """What was compared with each other before, by content: a change of some pictures costs a comparison of these alone."""
+
+    contents: set[str]
+    pairs: list[Pair]
+
+
+_compared: dict[Path, _Compared] = {}
+
+
+def _pairs(folder: Path, looked: Mapping[str, _Look], control: TaskControl) -> list[Pair]:
+    names: dict[str, list[str]] = {}
+    prints: dict[str, Fingerprint] = {}
+    for name, look in looked.items():
+        if look.facts and look.measures:
+            names.setdefault(look.facts.sha256, []).append(name)
+            prints[look.facts.sha256] = look.measures.fingerprint
+    known = _compared.get(folder) or _Compared(set(), [])
+    fresh = {content: one for content, one in prints.items() if content not in known.contents}
+    old = {content: one for content, one in prints.items() if content in known.contents}
+    progress = _comparing(control, "comparing pictures")
+    pairs = [pair for pair in known.pairs if pair.first in prints and pair.second in prints]
+    pairs += find_similar(fresh, progress=progress)
+    if old and fresh:
+        pairs += find_similar(fresh, old, progress=progress)
+    _compared[folder] = _Compared(set(prints), pairs)
+    same = _same_files({name: content for content, called in names.items() for name in called})
+    return same + [
+        Pair(first, second, pair.relation, pair.likeness)
+        for pair in pairs
+        for first in names[pair.first]
+        for second in names[pair.second]
+    ]
 
 
 def _same_files(hashes: Mapping[str, str]) -> list[Pair]:
