@@ -17,6 +17,8 @@ from security.errors import RefusedName, RefusedPath
 from security.names import safe_name
 from security.policy import MAX_PATH_CHARACTERS
 
+PAGE_BYTES = 4096
+"""What the system writes at once: the smallest page of the machines that this runs on."""
 _REPOSITORY = Path(__file__).resolve().parents[1]
 _SYSTEM_TREES = (
     "/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/sbin", "/sys", "/usr", "/System", "/Library",
@@ -145,6 +147,30 @@ class Root:
         target = self.known_child(relative)
         with self._folder_of(target, make=True) as folder:
             _replace(target, folder, data, durable=durable)
+
+    def overwrite_known(self, relative: str, data: bytes) -> bool:
+        """Writes a small regular file below this folder in its place, which is many times faster than replacing it.
+
+        For a journal that can write it again: at a crash it may have the new bytes followed by what is left of the old
+        ones. Returns False, and does nothing, if it is not there, larger than a page, or has a second name.
+        """
+        if sys.platform == "win32" or len(data) > PAGE_BYTES:
+            return False
+        target = self.known_child(relative)
+        try:
+            with self._folder_of(target, make=False) as folder:
+                descriptor = os.open(target.name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+        except OSError:
+            return False
+        try:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or found.st_size > PAGE_BYTES:
+                return False
+            os.pwrite(descriptor, data, 0)  # within one page, so nothing can end it half way
+            os.ftruncate(descriptor, len(data))
+        finally:
+            os.close(descriptor)
+        return True
 
     def remove_file(self, relative: str) -> None:
         """Deletes a file below this folder, and the folders above it that are empty then."""
@@ -292,9 +318,7 @@ def _replace(target: Path, folder: int | None, data: bytes, *, durable: bool = T
         with suppress(FileNotFoundError):
             os.unlink(source, dir_fd=folder)
         raise
-    if (
-        durable and folder is not None
-    ):  # makes the rename last over a power cut; Windows has no such call and does not need it
+    if durable and folder is not None:  # the rename lasts over a power cut; Windows has no such call and needs none
         os.fsync(folder)
 
 

@@ -166,7 +166,7 @@ def killed_at(number: int, work: Callable[[], object]) -> bool:
         return count
 
     def patched() -> None:
-        for name in ("replace", "unlink"):
+        for name in ("replace", "unlink", "pwrite", "ftruncate"):
             setattr(os, name, counted(getattr(os, name)))
         transaction = Store.transaction
 
@@ -238,6 +238,34 @@ def test_killed_at_any_step_an_edit_is_whole_or_undone(
         assert bench.files() == FILES, f"killed at {number}"
         number += 1
     assert number > 10 and seen == set(range(len(allowed)))
+
+
+@posix_only
+@pytest.mark.parametrize(
+    ("old", "new"), [("a long caption", "short"), ("short", "a long caption"), ("same size", "SAME SIZE")]
+)
+def test_captions_written_in_place_are_not_torn(tmp_path: Path, old: str, new: str) -> None:
+    names = [f"{number}.txt" for number in range(history.DURABLE_FILES + 1)]
+    number, went_on, torn = 0, True, 0
+    while went_on:
+        bench = Bench(tmp_path / str(number), {name: f"{old} {name}".encode() for name in names})
+        before, want = bench.files(), {name: f"{new} {name}".encode() for name in names}
+        bench.write("apart.txt", b"mine")
+        if number == 0:
+            os.link(bench.folder / names[0], tmp_path / "second name")
+        went_on = killed_at(number, lambda bench=bench, want=want: bench.history.apply("new", want))  # type: ignore[misc]
+        found = bench.files()
+        torn += any(found[name] not in (before[name], want[name]) for name in names)
+        bench.history.recover()
+        assert bench.files() in ({**before, "apart.txt": b"mine"}, {**want, "apart.txt": b"mine"}), (
+            f"killed at {number}"
+        )
+        undo_all(bench.history)
+        assert bench.files() == {**before, "apart.txt": b"mine"}
+        number += 1
+    assert number > 2 * len(names)
+    assert (torn > 0) == (len(new) < len(old))  # else this test has not met what it is about
+    assert (tmp_path / "second name").read_bytes() == f"{old} {names[0]}".encode()
 
 
 @posix_only
@@ -356,9 +384,13 @@ def test_a_disk_that_stays_full_is_told_and_the_rest_follows(bench: Bench, monke
             raise OSError(28, "No space left on device")
         replace(*arguments, **options)  # type: ignore[arg-type]
 
+    def no_room(*arguments: object) -> int:
+        raise OSError(28, "No space left on device")
+
     replace = os.replace
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", fail)
+        patch.setattr(os, "pwrite", no_room)
         with pytest.raises(SafelightError, match="the rest is then written by itself"):
             bench.history.apply("captions", {"a.txt": b"y", "sub/b.txt": b"y", "notes.txt": b"y"})
     assert b"y" in bench.files().values()

@@ -51,13 +51,13 @@ def _put(places: Places, row: Row, durable: bool, after_crash: bool) -> bool:
     """Puts what is wanted at a path. Returns False if something else has come there."""
     root, relative = places.of(row.path)
     look = places.look(row.path)
-    is_free = look is NO_FILE or (after_crash and look.size == 0) or _is_old(places, row, look)
+    is_free = look is NO_FILE or (after_crash and _is_torn(places, row, look)) or _is_old(places, row, look)
     if row.want is None:
         if look is not NO_FILE and is_free:
             root.remove_file(relative)
         return is_free
     if row.want.data is not None:
-        if is_free:
+        if is_free and (durable or not root.overwrite_known(relative, row.want.data)):
             root.write_known(relative, row.want.data, durable=durable)
         return is_free or places.matching(row.path, row.want) is not None
     if places.has_blob(row.want):
@@ -70,6 +70,16 @@ def _put(places: Places, row: Row, durable: bool, after_crash: bool) -> bool:
             root.move_in(relative, source, name)
             return True
     return places.matching(row.path, row.want) is not None
+
+
+def _is_torn(places: Places, row: Row, look: Look) -> bool:
+    """Whether a crash left the file empty, or the new bytes with the end of the old ones behind them."""
+    if look.size == 0:
+        return True
+    if row.have is None or row.want is None or row.have.data is None or row.want.data is None:
+        return False
+    new = row.want.data
+    return look.size == row.have.size and places.read(row.path) == new + row.have.data[len(new) :]
 
 
 def _is_old(places: Places, row: Row, look: Look) -> bool:
