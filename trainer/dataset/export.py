@@ -8,13 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 from security import png
 from security.errors import RefusedFile, SafelightError
@@ -22,6 +21,7 @@ from security.images import clean_copy, image_info, read_picture
 from security.names import safe_name, same_name_key, sanitized_name
 from security.redaction import refuse_secrets
 from security.roots import Root, resolve_user_folder
+from security.zip_writer import ZipWriter
 from trainer.dataset.captions import with_trigger
 from trainer.dataset.scan import REPEAT_FOLDER, repeats_of
 from trainer.dataset.settings import DatasetSettings, Mark, mask_path
@@ -32,8 +32,6 @@ MANIFEST = "manifest.json"
 MASKS = "masks"
 VERSION = 1
 ZIP_SUFFIX = ".zip"
-_EPOCH = (1980, 1, 1, 0, 0, 0)
-"""The time of all files in an archive, the first that zip knows: the same dataset gives the same file."""
 
 
 class Layout(StrEnum):
@@ -64,24 +62,6 @@ class Target(Protocol):
 
     def add(self, path: str, data: bytes) -> None:
         """A file of the export, `path` with "/"."""
-
-
-class ZipTarget:
-    """A zip archive. Pictures are packed already, so they are only stored."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._archive = zipfile.ZipFile(file, "w")
-
-    def add(self, path: str, data: bytes) -> None:
-        """Writes a file into the archive."""
-        entry = zipfile.ZipInfo(path, _EPOCH)
-        entry.compress_type = zipfile.ZIP_DEFLATED if path.endswith((".txt", ".json")) else zipfile.ZIP_STORED
-        entry.external_attr = 0o600 << 16
-        self._archive.writestr(entry, data)
-
-    def close(self) -> None:
-        """Writes the directory of the archive."""
-        self._archive.close()
 
 
 class FolderTarget:
@@ -264,7 +244,7 @@ def _opened(place: Path) -> Iterator[Target]:
     partial = root.path / f"{place.name[:80]}-{secrets.token_hex(4)}.part"
     try:
         if place.suffix.lower() == ZIP_SUFFIX:
-            with root.create_file(partial.name) as file, closing(ZipTarget(file)) as archive:
+            with root.create_file(partial.name) as file, closing(ZipWriter(file)) as archive:
                 yield archive
         else:
             partial.mkdir(mode=0o700)

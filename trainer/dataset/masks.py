@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 
 from security.errors import SafelightError
 from security.images import open_image, read_image_info
+from security.roots import Root
 from trainer.dataset.settings import mask_path
 from trainer.dataset.studio import Dataset, Studio, mask_name
 from trainer.tagging.base import Device, TaggingOptions
@@ -79,9 +80,8 @@ def save_painted(studio: Studio, dataset: Dataset, picture: str, painted: bytes 
                 f"The mask of {picture} has {len(painted):,} bytes; {MAX_PAINTED_BYTES:,} are the most."
             )
         with studio.staging() as staging:
-            sent = staging / "mask.png"
-            sent.write_bytes(painted)
-            image = open_image(sent).convert("L")
+            Root(staging).write_known("mask.png", painted, durable=False)
+            image = open_image(staging / "mask.png").convert("L")
         info = read_image_info(path)
         image = image.resize((info.width, info.height), Image.Resampling.BILINEAR)
         mask = None if image.getextrema() == (255, 255) else mask_file(image)

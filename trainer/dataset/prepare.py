@@ -126,7 +126,8 @@ def prepare_dataset(
     control = control or TaskControl()
     if options == PrepareOptions():
         raise SafelightError("Nothing is chosen to be done. Choose a crop, a size, a format, a colour or mirroring.")
-    wanted = [name for name in dataset.pictures() if names is None or name in set(names)]
+    chosen = None if names is None else set(names)
+    wanted = [name for name in dataset.pictures() if chosen is None or name in chosen]
     if not wanted:
         raise SafelightError(f"{dataset.name} has no pictures to prepare.")
     placements = _placements(studio, dataset, config) if options.crop is Crop.TRAINING else {}
@@ -269,9 +270,7 @@ class _Work:
 
 def _put(root: Root, name: str, data: bytes) -> None:
     """Writes into the folder that nobody else knows of yet; a name that other systems don't allow may come along."""
-    path = root.known_child(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
+    root.write_known(name, data, durable=False)
 
 
 def _free(name: str, ending: str, suffix: str, taken: set[str]) -> str:
