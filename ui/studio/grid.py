@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from security.errors import SafelightError
-from trainer.config.files import parse_config
+from trainer.config.files import ConfigError, parse_config
 from trainer.config.schema import TrainConfig
 from trainer.dataset.history import Edit
 from trainer.dataset.plan import USUAL_STEP, plan_dataset
@@ -21,6 +21,7 @@ from ui.services import REMEMBER_SECONDS, Services
 from ui.studio.asked import caption_of, dataset_of, names_of
 from ui.studio.panels import Answer
 from ui.studio.rows import mark_of, mark_row, picture_facts, picture_rows, task_row
+from ui.studio.sizes import run_with
 
 MAX_STEPS_BACK = 100_000
 SHOWN_EDITS = 300
@@ -83,7 +84,11 @@ class StudioDesk:
     def picture_crops(self, argument: Any = None) -> dict[str, Any]:
         """For every picture the size that training uses and how much it is enlarged, with the settings of the Train form."""
         dataset = dataset_of(self.services, argument)
-        config = _size_config(dataset, _training(argument))
+        try:
+            config = run_with(dataset.name, _training(argument))
+        except ConfigError:  # half-typed: the frames stay as near as can be
+            config = _size_config(dataset, _training(argument))
+        self.services.refuse_paths(config)
         try:
             plan = plan_dataset(self.services.workspace, config)
         except SafelightError:  # the model is not here: the usual one's sizes are nearer than none
