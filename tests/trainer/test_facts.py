@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from security.errors import RefusedFile
+from trainer.dataset import cache_database
 from trainer.dataset import facts as facts_module
 from trainer.dataset.facts import PictureFacts, facts_of, remember_facts
 from trainer.dataset.thumbnails import THUMBNAIL_SIDE, thumbnail_of
@@ -42,7 +43,7 @@ def test_facts_are_right_and_read_once(workspace: Workspace, tmp_path: Path, rea
     expected = PictureFacts(30, 20, "PNG", 1, True, path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
     assert [facts_of(workspace, path) for _ in range(3)] == [expected] * 3
     assert reads == [path]
-    facts_module._store.cache_clear()  # as another program, or this one after a restart
+    cache_database._databases.clear()  # as another program, or this one after a restart
     assert facts_of(workspace, path) == expected
     assert reads == [path]
 
@@ -87,12 +88,12 @@ def test_a_damaged_cache_is_made_anew(workspace: Workspace, tmp_path: Path) -> N
     Image.new("RGB", (8, 8)).save(path)
     known = facts_of(workspace, path)
     for damage in (b"no database at all" * 500, b"SQLite format 3\0" + bytes(4000)):
-        facts_module._store.cache_clear()
+        cache_database._databases.clear()
         for left in workspace.cache_dir.glob("pictures.sqlite*"):
             left.unlink()
         (workspace.cache_dir / "pictures.sqlite").write_bytes(damage)
         assert facts_of(workspace, path) == known
-        facts_module._store.cache_clear()
+        cache_database._databases.clear()
         assert facts_of(workspace, path) == known
 
 
@@ -110,6 +111,29 @@ def test_many_threads_ask_at_once(workspace: Workspace, tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert found == [list(range(1, 41))] * 4
+
+
+def test_programs_that_open_a_new_cache_at_once_don_t_throw_it_away(
+    workspace: Workspace, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (8, 8)).save(path)
+    for _ in range(5):
+        for left in workspace.cache_dir.glob("pictures.sqlite*"):
+            left.unlink()
+        threads = [
+            threading.Thread(
+                target=lambda: cache_database.CacheDatabase(
+                    workspace.cache_dir, "pictures.sqlite", facts_module._TABLE, facts_module._VERSION
+                ).write(f"REPLACE INTO pictures VALUES ({', '.join('?' * 11)})", [[path.name, *[1] * 10]])
+            )
+            for _ in range(6)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert caplog.messages == []
 
 
 def test_thumbnails_are_made_once_per_content(workspace: Workspace, tmp_path: Path) -> None:

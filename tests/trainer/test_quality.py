@@ -15,7 +15,7 @@ from security.images import open_image
 from tests.messy import Messy, build_messy, encoded, ink, photo
 from tests.taggers import put_tagger, real_tagger
 from trainer.config.schema import TrainConfig
-from trainer.dataset import checking, looks
+from trainer.dataset import cache_database, checking, looks
 from trainer.dataset.caption_faults import contradictions, cut_off, finished, repeated, writing
 from trainer.dataset.checking import Checking
 from trainer.dataset.encodings import decoded
@@ -339,7 +339,7 @@ def test_pictures_are_decoded_once(studio: Studio, sound: Dataset, monkeypatch: 
     assert found(studio, sound) == first and not measured
     monkeypatch.undo()
     (studio.workspace.cache_dir / looks.FILE_NAME).write_bytes(b"no database" * 1000)
-    looks._looks.cache_clear()
+    cache_database._databases.clear()
     assert found(studio, sound) == first
 
 

@@ -14,7 +14,7 @@ from trainer.config.schema import TrainConfig
 from trainer.dataset.buckets import Placement
 from trainer.dataset.captions import with_trigger
 from trainer.dataset.facts import PictureFacts, facts_of
-from trainer.dataset.looks import looks_of, measures_of
+from trainer.dataset.looks import measures_of
 from trainer.dataset.measures import Measures
 from trainer.dataset.plan import USUAL_STEP, model_step, plan_dataset
 from trainer.dataset.quality import Checked, Checkup, Finding, find_problems
@@ -155,7 +155,6 @@ def _look_at_all(
     studio: Studio, dataset: Dataset, names: Sequence[str], control: TaskControl, text: str
 ) -> Iterator[_Look]:
     """In the order of `names`, several at a time; decoding leaves Python's lock alone."""
-    looks_of(studio.workspace)  # opened once, before several threads ask for it
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="safelight-look") as pool:
         waiting = [pool.submit(_look, studio, dataset.path / name) for name in names]
         try:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import logging
-import sqlite3
-import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from security.images import open_image
-from security.roots import Root
+from trainer.dataset.cache_database import CacheDatabase, cache_database
 from trainer.dataset.measures import Measures, measure, measures_from_bytes
 from trainer.workspace import Workspace
 
 logger = logging.getLogger("safelight.dataset")
 
 FILE_NAME = "looks.sqlite"
+_VERSION = 1
 MEASURES_VERSION = 1
 """Raise it when `measure` answers differently for the same picture."""
-_TABLE = "CREATE TABLE IF NOT EXISTS looks (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID"
+_TABLE = "CREATE TABLE looks (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID"
 
 
 def measures_of(workspace: Workspace, path: Path, sha256: str) -> Measures:
@@ -48,66 +47,25 @@ def kept_look(workspace: Workspace, kind: str, sha256: str, look: Callable[[], b
     return kept
 
 
-@functools.lru_cache(maxsize=8)
-def _looks(cache_dir: Path) -> Looks:
-    return Looks(cache_dir)
-
-
 def looks_of(workspace: Workspace) -> Looks:
-    """The file of a workspace; one connection for the whole program."""
-    return _looks(workspace.cache_dir)
+    """The looks that a workspace keeps."""
+    return Looks(cache_database(workspace.cache_dir, FILE_NAME, _TABLE, _VERSION))
 
 
+@dataclass(frozen=True)
 class Looks:
-    """A file of named values. Safe from several threads and programs.
+    """Named values in a database of the cache."""
 
-    It is a cache: where it can't be written nothing is kept, and a damaged one is replaced.
-    """
-
-    def __init__(self, cache_dir: Path) -> None:
-        self._guard = threading.Lock()
-        self._root = Root(cache_dir)
-        self._path = self._root.child(FILE_NAME)
-        try:
-            self._connection = self._opened()
-        except sqlite3.DatabaseError:
-            self._renew()
+    database: CacheDatabase
 
     def get(self, name: str) -> bytes | None:
         """The value of that name, or None."""
-        with self._guard:
-            try:
-                row = self._connection.execute("SELECT value FROM looks WHERE key = ?", (_key(name),)).fetchone()
-            except sqlite3.OperationalError:
-                return None
-            except sqlite3.DatabaseError:
-                self._renew()
-                return None
+        row = self.database.row("SELECT value FROM looks WHERE key = ?", (_key(name),))
         return bytes(row[0]) if row else None
 
     def put(self, name: str, value: bytes) -> None:
         """Keeps a value instead of an older one."""
-        with self._guard:
-            try:
-                self._connection.execute("REPLACE INTO looks VALUES (?, ?)", (_key(name), value))
-            except sqlite3.OperationalError as error:
-                logger.warning("%s can't be written, so nothing is kept: %s", self._path, error)
-            except sqlite3.DatabaseError:
-                self._renew()
-
-    def _opened(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, timeout=30, isolation_level=None, check_same_thread=False)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = OFF")  # what a power cut takes is looked at again
-        connection.execute(_TABLE)
-        return connection
-
-    def _renew(self) -> None:
-        logger.warning("%s is damaged and made anew", self._path)
-        for ending in ("", "-wal", "-shm"):
-            if (path := self._path.with_name(self._path.name + ending)).exists():
-                self._root.remove_tree(path)
-        self._connection = self._opened()
+        self.database.write("REPLACE INTO looks VALUES (?, ?)", [(_key(name), value)])
 
 
 def _key(name: str) -> bytes:
