@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import sys
 import threading
 from pathlib import Path
@@ -15,10 +16,13 @@ from security.errors import Cancelled, RefusedFile, SafelightError
 from tests.security.zip_files import HOSTILE, Member, write_zip, zip_bytes
 from trainer.config.schema import DatasetConfig
 from trainer.dataset import facts as facts_module
+from trainer.dataset.export import Layout, export_to
 from trainer.dataset.facts import facts_of
 from trainer.dataset.importing import import_bundles, import_files, import_paths
 from trainer.dataset.incoming import Bundle, Incoming, folder_bundle, sorted_out
+from trainer.dataset.masks import mask_file
 from trainer.dataset.scan import scan_folder
+from trainer.dataset.settings import DatasetSettings, Mark, mask_path
 from trainer.dataset.studio import Studio
 from trainer.dataset.thumbnails import thumbnail_of
 from trainer.tasks import TaskControl
@@ -141,9 +145,9 @@ def test_of_folders_without_end_the_nearest_stay(studio: Studio, source: Path) -
 
 
 def test_a_picture_whose_caption_is_refused_is_left_out_whole(studio: Studio, source: Path) -> None:
-    put(source, a_dot_png=picture(), a_dot_txt="Käse".encode("latin-1"))
+    put(source, a_dot_png=picture(), a_dot_txt=b"\0\1\2\xff")
     control = TaskControl()
-    with pytest.raises(SafelightError, match="No picture could be taken; nothing was changed. 1 left out"):
+    with pytest.raises(SafelightError, match=r"No picture could be taken; nothing was changed\. 1 left out"):
         import_paths(studio, "hats", [source], control)
     assert "not UTF-8" in dict(control._now()[4])["a.png"]
     with pytest.raises(SafelightError, match="There are no pictures in it"):
@@ -152,6 +156,98 @@ def test_a_picture_whose_caption_is_refused_is_left_out_whole(studio: Studio, so
     put(source, b_dot_png=picture(), a_dot_txt="Käse")
     text, reasons = brought(studio, "hats", source)
     assert text.startswith("2 pictures") and reasons == {}
+
+
+def test_captions_in_other_encodings_come_along_and_are_named(studio: Studio, source: Path) -> None:
+    put(source, a_dot_png=picture(), a_dot_txt="Käse,\nBrot".encode("cp1252"))
+    put(source, b_dot_png=picture("blue"), b_dot_txt="桜, 女の子".encode("shift_jis"))
+    put(source, c_dot_png=picture("green"), c_dot_txt="été")
+    text, reasons = brought(studio, "mira", source)
+    assert studio.open("mira").captions() == {"a.png": "Käse, Brot", "b.png": "桜, 女の子", "c.png": "été"}
+    assert text == (
+        "3 pictures added to mira, 3 with a caption. 2 captions not UTF-8: the signs are a guess, look at them (a.png, b.png)."
+    )
+    assert reasons == {}
+
+
+def exported(studio: Studio, place: Path, layout: Layout) -> dict[str, str]:
+    """Exports a dataset with everything that can be said of pictures; its files, as `contents` has them."""
+    heap = put(place.parent / "heap", a_dot_png=picture(size=(90, 60)), a_dot_txt="mira, a hat")
+    put(heap, c_dot_png=picture("blue"), **{"5_hats__b_dot_jpg": picture(kind="JPEG"), "5_hats__e_dot_png": picture()})
+    brought(studio, "mira", put(heap, far__away__d_dot_png=picture("white")))
+    dataset = studio.open("mira")
+    dataset.set_settings("s", DatasetSettings("mira", {"": 4, "far/away": 2}))
+    dataset.set_marks("m", {"a.png": Mark((0.25, 0.75), 2.0), "5_hats/b.jpg": Mark((0.5, 0.5), 3.0)})
+    dataset.set_masks("m", {"a.png": mask_file(Image.linear_gradient("L").resize((90, 60)))})
+    export_to(dataset, place, layout, TaskControl())
+    return contents(dataset.path)
+
+
+@pytest.mark.parametrize("ending", ["", ".zip"])
+def test_an_export_comes_back_as_it_was(studio: Studio, tmp_path: Path, ending: str) -> None:
+    before = exported(studio, tmp_path / f"out{ending}", Layout.FOLDERS)
+    text, reasons = brought(studio, "again", tmp_path / f"out{ending}")
+    old, new = studio.open("mira"), studio.open("again")
+    assert contents(new.path) == before and reasons == {} and text.startswith("5 pictures added")
+    assert (new.settings, new.marks) == (old.settings, old.marks)
+    assert mask_path(new.path, "a.png").read_bytes() == mask_path(old.path, "a.png").read_bytes()
+    assert new.history.undo().num_files and new.pictures() == [] and new.marks == {} and new.settings.repeats == {}
+
+
+def test_an_export_in_kohyas_layout_keeps_what_belongs_to_pictures(studio: Studio, tmp_path: Path) -> None:
+    exported(studio, tmp_path / "out", Layout.KOHYA)
+    brought(studio, "again", tmp_path / "out")
+    again = studio.open("again")
+    scanned = {one.name: one for one in scan_folder(again.path, DatasetConfig(), use_masks=True).pictures}
+    assert {name: one.repeats for name, one in scanned.items()} == {
+        "4_mira/a.png": 4, "4_mira/c.png": 4, "5_mira hats/b.jpg": 5, "5_mira hats/e.png": 5, "2_mira away/d.png": 2
+    }  # fmt: skip
+    assert scanned["4_mira/a.png"].mark == Mark((0.25, 0.75), 2.0) and scanned["4_mira/a.png"].mask is not None
+    assert again.settings.trigger_word == "mira"
+
+
+def test_an_export_changes_no_settings_of_a_dataset_that_is_there(studio: Studio, source: Path, tmp_path: Path) -> None:
+    exported(studio, tmp_path / "out", Layout.FOLDERS)
+    brought(studio, "hats", put(source, z_dot_png=picture("yellow")))
+    brought(studio, "hats", tmp_path / "out")
+    assert studio.open("hats").settings == DatasetSettings() and "a.png" in studio.open("hats").marks
+
+
+@pytest.mark.parametrize(
+    ("manifest", "reason"),
+    [
+        ({"version": 2}, "has version 2"),
+        ({"trigger_word": "x" * 300}, "trigger_word is"),
+        ({"pictures": [{"picture": "a.png", "repeats": 0}]}, "not 1 to 1000"),
+        ({"pictures": [{"picture": "a.png", "crop": {"focus": [2, 0]}}]}, "two numbers from 0 to 1"),
+        ({"pictures": [{"picture": "a.png", "mask": 5}]}, "no file name"),
+        ({"pictures": ["a.png"]}, "no picture"),
+        ({"pictures": {}}, "a .json file"),
+    ],
+)
+def test_a_manifest_that_is_no_good_costs_no_picture(source: Path, manifest: dict[str, object], reason: str) -> None:
+    values = {"version": 1, "dataset": "mira", "layout": "folders", "pictures": [], **manifest}
+    put(source, a_dot_png=picture(), manifest_dot_json=json.dumps(values), other_dot_json="{}")
+    bundle = folder_bundle(source)
+    assert [(one.name, one.told) for one in bundle.pictures] == [("a.png", None)] and bundle.trigger_word == ""
+    assert reason in dict(bundle.skipped)["manifest.json"] and dict(bundle.skipped)["other.json"] == "a .json file"
+
+
+def test_a_mask_that_does_not_fit_is_left_out_and_told(studio: Studio, source: Path) -> None:
+    rows = [
+        {"picture": f"{name}.png", "mask": mask} for name, mask in (("a", "m.png"), ("b", "a.png"), ("gone", "c.png"))
+    ]
+    put(source, manifest_dot_json=json.dumps({"version": 1, "dataset": "x", "layout": "folders", "pictures": rows}))
+    put(
+        source,
+        a_dot_png=picture(),
+        b_dot_png=picture("blue"),
+        c_dot_png=picture("green"),
+        m_dot_png=picture(size=(9, 9)),
+    )
+    _, reasons = brought(studio, "mira", source)
+    assert reasons == {"m.png": "it is a mask of another size than its picture"}
+    assert studio.open("mira").pictures() == ["a.png", "b.png", "c.png"]
 
 
 def test_captions_are_found_under_every_usual_name(source: Path) -> None:

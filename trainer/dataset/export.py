@@ -23,14 +23,13 @@ from security.redaction import refuse_secrets
 from security.roots import Root, resolve_user_folder
 from security.zip_writer import ZipWriter
 from trainer.dataset.captions import with_trigger
+from trainer.dataset.exported import MANIFEST, VERSION
 from trainer.dataset.scan import REPEAT_FOLDER, repeats_of
 from trainer.dataset.settings import DatasetSettings, Mark, mask_path
 from trainer.dataset.studio import Dataset
 from trainer.tasks import TaskControl
 
-MANIFEST = "manifest.json"
 MASKS = "masks"
-VERSION = 1
 ZIP_SUFFIX = ".zip"
 
 

@@ -8,11 +8,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from security.errors import RefusedFile, SafelightError
-from security.images import clean_copy
+from security.images import clean_copy, open_image
 from security.names import safe_name, same_name_key, sanitized_name
 from security.policy import MAX_ARCHIVE_DEPTH
 from security.roots import Root
@@ -20,8 +20,10 @@ from trainer.dataset.captions import read_caption
 from trainer.dataset.facts import PictureFacts, facts_of, remember_facts
 from trainer.dataset.history import Content, LongEdit
 from trainer.dataset.incoming import PICTURE_SUFFIXES, Bundle, Incoming, archive_bundle, folder_bundle, sorted_out
-from trainer.dataset.scan import dataset_names
-from trainer.dataset.studio import Dataset, Studio
+from trainer.dataset.masks import mask_file
+from trainer.dataset.scan import dataset_names, repeats_of
+from trainer.dataset.settings import MARKS_FILE, OWN_FOLDER, SETTINGS_FILE, Mark, marks_bytes, settings_bytes
+from trainer.dataset.studio import Dataset, Studio, mask_name
 from trainer.dataset.thumbnails import THUMBNAIL_SIDE, keep_thumbnail
 from trainer.demo import DATASETS as DEMO_DATASETS
 from trainer.tasks import TaskControl
@@ -122,16 +124,20 @@ class _Counts:
     known: int = 0
     left_out: int = 0
     animated: list[str] = field(default_factory=list)
+    guessed: list[str] = field(default_factory=list)
+    trigger_word: str = ""
 
 
 @dataclass(frozen=True)
 class _Ready:
-    """A picture that only has to be put in its place. `path`: where it lies, in the cache."""
+    """A picture that only has to be put in its place. `path`: where it lies, in the cache; `mask_fault`: why it gets none."""
 
     path: Path
     suffix: str
     facts: PictureFacts
     num_frames: int
+    mask: bytes | None = None
+    mask_fault: str = ""
 
 
 def _ahead(
@@ -149,10 +155,11 @@ def _ahead(
         for skipped in bundle.skipped:
             counts.left_out += 1
             control.skip(*skipped)
+        counts.trigger_word = counts.trigger_word or bundle.trigger_word
         for incoming in bundle.pictures:
             if control.cancelled():
                 break
-            waiting.append((incoming, pool.submit(_prepared, workspace, folder, number, incoming.path)))
+            waiting.append((incoming, pool.submit(_prepared, workspace, folder, number, incoming)))
             number += 1
             if len(waiting) >= MAX_AHEAD:
                 yield waiting.popleft()
@@ -164,9 +171,9 @@ def _ahead(
         work.cancel()
 
 
-def _prepared(workspace: Workspace, folder: Path, number: int, source: Path) -> _Ready:
+def _prepared(workspace: Workspace, folder: Path, number: int, incoming: Incoming) -> _Ready:
     """On a thread of the pool: the picture written anew into `folder`, its thumbnail into the cache."""
-    clean = clean_copy(source, THUMBNAIL_SIDE)
+    clean = clean_copy(incoming.path, THUMBNAIL_SIDE)
     kind = "JPEG" if clean.suffix == ".jpg" else "PNG"
     digest = hashlib.sha256(clean.data).hexdigest()
     facts = PictureFacts(clean.width, clean.height, kind, 1, clean.has_alpha, len(clean.data), digest)
@@ -175,7 +182,19 @@ def _prepared(workspace: Workspace, folder: Path, number: int, source: Path) -> 
     with root.create_file(name) as file:
         file.write(clean.data)
     keep_thumbnail(workspace, facts, clean.thumbnail)
-    return _Ready(root.path / name, clean.suffix, facts, clean.num_frames)
+    mask, fault = _mask(incoming, (clean.width, clean.height))
+    return _Ready(root.path / name, clean.suffix, facts, clean.num_frames, mask, fault)
+
+
+def _mask(incoming: Incoming, size: tuple[int, int]) -> tuple[bytes | None, str]:
+    """The mask that came along with a picture of that (width, height), or why it is not taken."""
+    if incoming.mask is None:
+        return None, ""
+    try:
+        mask = open_image(incoming.mask)
+    except (RefusedFile, OSError) as error:
+        return None, str(error)
+    return (mask_file(mask), "") if mask.size == size else (None, "it is a mask of another size than its picture")
 
 
 class _Put:
@@ -192,6 +211,9 @@ class _Put:
         self._facts: dict[str, PictureFacts] = {}
         self._began = time.monotonic()
         self._taken: dict[str, dict[str, str]] = {}
+        self._marks: dict[str, Mark] = {}
+        self._repeats: dict[str, int] = {}
+        self._is_new = False
 
     def one(self, incoming: Incoming, ready: _Ready) -> None:
         """Puts one picture in, sooner or later; leaves out what is there already."""
@@ -208,11 +230,28 @@ class _Put:
         if incoming.caption is not None:
             self._changes[str(PurePosixPath(name).with_suffix(".txt"))] = incoming.caption.encode()
             self._counts.captions += bool(incoming.caption)
+            if incoming.is_guessed:
+                self._counts.guessed.append(name)
+        self._exported(name, incoming, ready)
         self._counts.added += 1
         if ready.num_frames > 1:
             self._counts.animated.append(name)
         if len(self._facts) >= BATCH_FILES or time.monotonic() - self._began > BATCH_SECONDS:
             self.flush()
+
+    def _exported(self, name: str, incoming: Incoming, ready: _Ready) -> None:
+        """What an export told of a picture that is called `name` now."""
+        if ready.mask is not None:
+            self._changes[mask_name(name)] = ready.mask
+        if ready.mask_fault and incoming.told is not None:
+            self._counts.left_out += 1
+            self._control.skip(incoming.told.mask, ready.mask_fault)
+        if incoming.told is None:
+            return
+        if incoming.told.mark is not None:
+            self._marks[name] = incoming.told.mark
+        if incoming.told.repeats != repeats_of(name, {}, 1):
+            self._repeats[name.rpartition("/")[0]] = incoming.told.repeats
 
     def flush(self) -> None:
         """Puts in what waits."""
@@ -220,17 +259,32 @@ class _Put:
         if not self._changes:
             return
         assert self._edit is not None and self._dataset is not None
-        self._edit.add(self._changes)
+        with self._dataset.history.locked():
+            self._edit.add(self._changes | self._own_files(self._dataset))
         root = Root(self._dataset.path)
         here = [(root.known_child(name), facts) for name, facts in self._facts.items()]
         remember_facts(self._studio.workspace, [(path, facts) for path, facts in here if path.is_file()])
         self._changes, self._facts = {}, {}
 
+    def _own_files(self, dataset: Dataset) -> dict[str, Content]:
+        """Crops, and for a new dataset the settings that an export has."""
+        files: dict[str, Content] = {}
+        if self._marks:
+            files[f"{OWN_FOLDER}/{MARKS_FILE}"] = marks_bytes({**dataset.marks, **self._marks})
+        self._marks, settings = {}, dataset.settings
+        if not self._is_new:  # it would change what the pictures that are there already mean
+            return files
+        word = settings.trigger_word or self._counts.trigger_word
+        wanted = replace(settings, trigger_word=word, repeats={**self._repeats, **settings.repeats})
+        if wanted != settings:
+            files[f"{OWN_FOLDER}/{SETTINGS_FILE}"] = settings_bytes(wanted)
+        return files
+
     def _open(self) -> None:
         if self._dataset is not None:
             return
-        is_new = self._name not in dataset_names(self._studio.workspace)
-        self._dataset = self._studio.create(self._name) if is_new else self._studio.open(self._name)
+        self._is_new = self._name not in dataset_names(self._studio.workspace)
+        self._dataset = self._studio.create(self._name) if self._is_new else self._studio.open(self._name)
         self._edit = self._stack.enter_context(self._dataset.history.long(self._label))
         for path in self._dataset.path.rglob("*"):
             relative = path.relative_to(self._dataset.path)
@@ -294,10 +348,17 @@ def _report(name: str, counts: _Counts, total: int, control: TaskControl) -> str
     if counts.known:
         parts.append(f"{counts.known} {'was' if counts.known == 1 else 'were'} there already.")
     if counts.animated:
-        named = ", ".join(counts.animated[:3]) + (" and others" if len(counts.animated) > 3 else "")
-        parts.append(f"Of {_plural(len(counts.animated), 'animation')} the first frame came in ({named}).")
+        number = _plural(len(counts.animated), "animation")
+        parts.append(f"Of {number} the first frame came in ({_named(counts.animated)}).")
+    if counts.guessed:
+        number = _plural(len(counts.guessed), "caption")
+        parts.append(f"{number} not UTF-8: the signs are a guess, look at them ({_named(counts.guessed)}).")
     parts.append(_left_out(counts))
     return " ".join(part for part in parts if part)
+
+
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (" and others" if len(names) > 3 else "")
 
 
 def _left_out(counts: _Counts) -> str:

@@ -7,7 +7,7 @@
   const SMALLEST_PIECE = 512 * 1024;
   const LANES = 3;
   const PAUSES = [1, 2, 4, 8, 15]; // seconds before another try
-  const CAPTIONS = /\.(txt|caption|jsonl|csv)$/i;
+  const CAPTIONS = /\.(txt|caption|jsonl|csv|json)$/i;
 
   const many = (count, word) => `${count.toLocaleString("en")} ${word}${count === 1 ? "" : "s"}`;
   const megabytes = (bytes) => (bytes < 1e7 ? `${(bytes / 1e6).toFixed(1)} MB` : `${Math.round(bytes / 1e6).toLocaleString("en")} MB`);
