@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Callable
 
+from security.errors import SafelightError
 from trainer.dataset.history import Edit
 from trainer.dataset.studio import Studio
 from trainer.tasks import TaskState, TaskView
@@ -99,8 +100,10 @@ def redo(options: argparse.Namespace) -> int:
 
 
 def _turn(options: argparse.Namespace, step: Callable[[], Edit], settle: Callable[[], None], word: str) -> int:
+    if options.steps < 1:
+        raise SafelightError(f"--steps is {options.steps}. Give how many steps, 1 or more.")
     try:
-        for _ in range(max(1, options.steps)):
+        for _ in range(options.steps):
             edit = step()
             if options.json:
                 print(json.dumps(vars(edit)))

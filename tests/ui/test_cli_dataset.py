@@ -52,6 +52,14 @@ def test_history_undo_and_redo(hats: Dataset, capsys: pytest.CaptureFixture[str]
     assert json.loads(capsys.readouterr().out)[0]["files"] == ["a.txt"]
 
 
+@pytest.mark.parametrize("command", ["undo", "redo"])
+def test_no_steps_are_no_step(hats: Dataset, command: str) -> None:
+    for steps in ("0", "-3"):
+        with pytest.raises(SafelightError, match="1 or more"):
+            run(hats, command, "hats", "--steps", steps)
+    assert hats.captions() == {"a.png": "three"}
+
+
 def test_a_history_is_forgotten_or_set_aside(hats: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(hats, "history", "hats", "--forget") == 0
     assert "MB freed" in capsys.readouterr().out and hats.history.edits() == []
