@@ -26,6 +26,13 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(os.environ["SAFELIGHT_WORKSPACE"], ignore_errors=True)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For several processes: what a file's tests share is made once, and one browser is enough for a machine."""
+    for item in items:
+        is_browser = item.path.parent.name == "browser"
+        item.add_marker(pytest.mark.xdist_group("browser" if is_browser else item.path.stem))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests marked `gpu` are skipped with a reason on a machine without one."""
     if item.get_closest_marker("gpu"):

@@ -26,6 +26,8 @@ from trainer.logs import close_logging
 from trainer.workspace import REPOSITORY_DIR, Workspace
 from ui.endpoints import add_endpoint_options, endpoints_of
 
+MAX_TEST_PROCESSES = 4
+"""More would stand in each other's way: several tests serve pages or start programs."""
 USER_FAULT = 2
 """Exit code when the user can put it right; 1 is a run or a check that failed, 0 all is well."""
 SHARE_HOURS_HELP = (
@@ -393,11 +395,16 @@ def run_dataset(options: argparse.Namespace) -> int:
 
 
 def run_tests(arguments: Sequence[str]) -> int:
-    """Runs the test suite with pytest, which takes all further arguments."""
+    """Runs the test suite with pytest, which takes all further arguments; without any, in several processes at once."""
     import pytest
 
     os.chdir(REPOSITORY_DIR)
-    return int(pytest.main(list(arguments)))
+    if arguments:
+        return int(pytest.main(list(arguments)))
+    cores = os.cpu_count() or 1
+    workers = min(cores, MAX_TEST_PROCESSES)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // workers)))
+    return int(pytest.main(["--numprocesses", str(workers), "--dist", "loadgroup"]))
 
 
 COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[..., int]]] = {
