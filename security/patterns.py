@@ -19,6 +19,11 @@ _CALLS = re.compile(r"\(\?(?:R|&|P>|P&|[+-]?\d)")
 _COUNTS = re.compile(r"\{\s*(\d*)\s*(?:,\s*(\d*)\s*)?\}")
 
 
+MAX_REPLACED_CHARACTERS = 1_000_000
+"""Far more than a caption may have."""
+_TOO_LONG = "A text would become far too long by this, so nothing was changed. Put a shorter text in place."
+
+
 class Pattern:
     """A compiled pattern with an allowance of seconds that all its searches share."""
 
@@ -54,7 +59,8 @@ class Pattern:
     def replace(self, text: str, replacement: str) -> str:
         """`text` with every match replaced; `replacement` may name groups as \\1 or \\g<name>.
 
-        Raises RefusedConfig when a group is named that isn't there, and when the allowance is used up.
+        Raises RefusedConfig when a group is named that isn't there, when the allowance is used up, and for a result of
+        over MAX_REPLACED_CHARACTERS: `(?=(.*))` has as many matches as the text has letters, each as long as the rest.
         """
         import regex
 
@@ -62,7 +68,7 @@ class Pattern:
         try:
             if self._left <= 0:
                 raise TimeoutError
-            done: str = self._compiled.sub(replacement, text, timeout=self._left)
+            done = self._replaced(text, replacement)
         except TimeoutError:
             raise RefusedConfig(
                 f"The pattern {self._text!r} took over {self._seconds:g} seconds, so it was stopped and nothing was "
@@ -74,3 +80,28 @@ class Pattern:
             ) from None
         self._left -= time.monotonic() - began
         return done
+
+    def _replaced(self, text: str, replacement: str) -> str:
+        """As `sub` of the package does it, match by match, so that the result can't grow without bounds."""
+        began, parts, length, end = time.monotonic(), [], len(text), 0
+        for match in self._compiled.finditer(text, timeout=self._left):
+            longest = max(len(group or "") for group in (match.group(), *match.groups()))
+            if longest * replacement.count("\\") > MAX_REPLACED_CHARACTERS:
+                raise RefusedConfig(_TOO_LONG)
+            new = match.expand(replacement) if "\\" in replacement else replacement
+            length += len(new)
+            if length > MAX_REPLACED_CHARACTERS:
+                raise RefusedConfig(_TOO_LONG)
+            if time.monotonic() - began > self._left:
+                raise TimeoutError
+            parts += [text[end : match.start()], new]
+            end = match.end()
+        return "".join([*parts, text[end:]])
+
+
+def replace_text(text: str, find: str, replacement: str, *, ignore_case: bool) -> str:
+    """`text` with `find` replaced wherever it stands. Raises RefusedConfig for a result of over MAX_REPLACED_CHARACTERS."""
+    pattern = re.compile(re.escape(find), re.IGNORECASE if ignore_case else 0)
+    if len(text) + len(replacement) * len(pattern.findall(text)) > MAX_REPLACED_CHARACTERS:
+        raise RefusedConfig(_TOO_LONG)
+    return pattern.sub(lambda _match: replacement, text)

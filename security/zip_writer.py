@@ -1,4 +1,4 @@
-"""Writes zip archives, for exports. This is the one place that may use `zipfile`, and it only writes: foreign archives are read by
+"""Writes zip archives, for exports. The one place that may use `zipfile`, and it only writes: foreign archives are read by
 `security.archives`, which believes no entry and unpacks nothing by itself.
 """
 

@@ -15,9 +15,12 @@ MAX_CAPTION_BYTES = 64_000
 def read_caption(picture: Path, extension: str) -> str | None:
     """The text beside a picture with line breaks turned into spaces, or None when there is no caption file.
 
-    Raises RefusedFile for a file that is not UTF-8 text of a sane size.
+    Raises RefusedFile for a file that is not UTF-8 text of a sane size, and for a link: in a dataset of somebody else it
+    could lead to a private file, which would be shown and published.
     """
     path = picture.with_suffix(extension)
+    if path.is_symlink():
+        raise RefusedFile(f"{path.name} is a link. Put the caption itself there.")
     return caption_text(path, path.name) if path.is_file() else None
 
 

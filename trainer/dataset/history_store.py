@@ -162,7 +162,8 @@ class Store:
     def __init__(self, places: Places, *, write: bool) -> None:
         """Raises SafelightError for a database that is damaged or not ours."""
         path = places.own.known_child(DATABASE)
-        places.own.known_child(f"{DATABASE}-journal")  # neither may be a link
+        for suffix in ("-journal", "-wal", "-shm"):  # what sqlite may open beside it; none of all may be a link
+            places.own.known_child(f"{DATABASE}{suffix}")
         self._db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:
             self._db.execute("PRAGMA trusted_schema=OFF")
@@ -291,7 +292,7 @@ class Store:
         """What is on the list."""
         found = self.query(f"SELECT path, have, want, source FROM pending WHERE {where}", *values)  # noqa: S608 - ours
         return [
-            Row(decoded(path), self.content(have), self.content(want), os.fsdecode(source) if source else "")  # type: ignore[arg-type]
+            Row(decoded(path), self.content(have), self.content(want), decoded(source) if source else "")
             for path, have, want, source in found
         ]
 

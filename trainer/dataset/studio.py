@@ -16,7 +16,7 @@ from security.policy import IMAGE_SUFFIXES
 from security.roots import Root
 from trainer.dataset.captions import MAX_CAPTION_BYTES, read_caption
 from trainer.dataset.history import Content, Edit, History
-from trainer.dataset.scan import DatasetInfo, list_datasets, picture_paths
+from trainer.dataset.scan import DatasetInfo, dataset_names, list_datasets, picture_paths
 from trainer.dataset.settings import (
     MARKS_FILE,
     MASKS_FOLDER,
@@ -56,7 +56,9 @@ class Studio:
         """
         if name in DEMO_DATASETS:
             return Dataset(name, DEMO_DATASETS[name], self.workspace, builtin=True)
-        path = self._folder(name)
+        # a folder that stands in the library may have a name that not every system allows
+        listed = name in dataset_names(self.workspace)
+        path = Root(self.workspace.datasets_dir).child(name) if listed else self._folder(name)
         if not path.is_dir():
             raise SafelightError(f"There is no dataset named {name[:100]!r}. Choose one of the list.")
         return Dataset(name, path, self.workspace, builtin=False)
@@ -159,7 +161,8 @@ class Dataset:
 
     def __init__(self, name: str, path: Path, workspace: Workspace, *, builtin: bool) -> None:
         self.name, self.path, self.builtin = name, path, builtin
-        self._history = History(path, workspace.cache_dir)
+        # no more than the staging folders: the history may be a stranger's, and the cache holds files of others
+        self._history = History(path, workspace.cache_dir / STAGING)
         self.history_fault = ""
         """Why nothing can be changed: the history is damaged. The pictures can be looked at all the same."""
         if not builtin:

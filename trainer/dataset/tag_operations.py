@@ -6,11 +6,10 @@ sentences as they are.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from security.patterns import Pattern
+from security.patterns import Pattern, replace_text
 from security.policy import MAX_PATTERN_SECONDS
 from trainer.dataset.captions import split_tags
 from trainer.dataset.tags import (
@@ -211,8 +210,10 @@ def _tidied(before: str, after: str) -> str:
 
 
 def _replace_text(options: EditOptions) -> Change:
-    pattern = re.compile(re.escape(options.find), re.IGNORECASE if options.ignore_case else 0)
-    return lambda caption: _tidied(caption, pattern.sub(lambda _match: options.text, caption))
+    def change(caption: str) -> str:
+        return _tidied(caption, replace_text(caption, options.find, options.text, ignore_case=options.ignore_case))
+
+    return change
 
 
 def _replace_pattern(options: EditOptions) -> Change:

@@ -32,7 +32,7 @@ def caption_of(argument: Any) -> str:
     text = argument.get("text") if isinstance(argument, dict) else None
     if not isinstance(text, str):
         raise ShownError("The page sent no caption. Reload the page.")
-    line = " ".join(text.replace("\0", " ").split())
-    if len(line.encode("utf-8", "replace")) > MAX_CAPTION_BYTES:
+    line = " ".join(text.replace("\0", " ").split()).encode("utf-8", "replace").decode()  # JSON may hold half signs
+    if len(line.encode()) > MAX_CAPTION_BYTES:
         raise ShownError(f"This caption is over {MAX_CAPTION_BYTES:,} bytes long; nothing was saved. Shorten it.")
     return line

@@ -90,6 +90,7 @@ class StudioDesk:
             config = _size_config(dataset, _training(argument))
         self.services.refuse_paths(config)
         try:
+            self.services.refuse_paths(config)  # else any visitor could have folders of this machine read as a model
             plan = plan_dataset(self.services.workspace, config)
         except SafelightError:  # the model is not here: the usual one's sizes are nearer than none
             plan = plan_dataset(self.services.workspace, config, USUAL_STEP)

@@ -118,8 +118,8 @@ def mark_of(value: Any) -> Mark | None:
     numbers = [value.get(key) for key in ("x", "y", "zoom")]
     if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
         return None
-    x, y, zoom = (float(number) for number in numbers if number is not None)
-    if not (0 <= x <= 1 and 0 <= y <= 1 and 1 <= zoom <= 100):
+    x, y, zoom = (number for number in numbers if number is not None)
+    if not (0 <= x <= 1 and 0 <= y <= 1 and 1 <= zoom <= 100):  # before they become floats: JSON has no largest number
         return None
-    mark = Mark((x, y), zoom)
+    mark = Mark((float(x), float(y)), float(zoom))
     return None if mark == Mark() else mark

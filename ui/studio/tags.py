@@ -96,13 +96,7 @@ def _field(argument: Any, key: str) -> str:
     value = argument.get(key, "") if isinstance(argument, dict) else None
     if not isinstance(value, str) or len(value) > MAX_FIELD_CHARACTERS:
         raise ShownError(f"The field “{key}” has no text, or over {MAX_FIELD_CHARACTERS:,} characters.")
-    return value
-
-
-def _faults_text(number: int) -> str:
-    if not number:
-        return ""
-    return f" {_captions_text(number)} can't be read and {'stays as it is' if number == 1 else 'stay as they are'}."
+    return value.encode("utf-8", "replace").decode()  # JSON may hold half signs, which no caption can
 
 
 def _faults_text(number: int) -> str:
