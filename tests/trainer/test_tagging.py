@@ -285,6 +285,7 @@ ANSWER = (
         ({"character_threshold": 0.4}, "long hair, ^_^, dress (medium), miku (vocaloid), someone"),
         ({"characters": False}, "long hair, ^_^, dress (medium)"),
         ({"characters_first": True, "max_tags": 1}, "miku (vocaloid), long hair"),
+        ({"blacklist": ("long hair",), "max_tags": 1}, "^_^, miku (vocaloid)"),
         ({"expand_characters": True}, "long hair, ^_^, dress (medium), miku, vocaloid"),
         ({"rating": "first"}, "general, long hair, ^_^, dress (medium), miku (vocaloid)"),
         ({"rating": "last"}, "long hair, ^_^, dress (medium), miku (vocaloid), general"),

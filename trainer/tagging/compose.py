@@ -43,9 +43,10 @@ def merged(answers: Sequence[tuple[Tag, ...]], how: Merge) -> list[Tag]:
 
 def chosen_tags(tags: Sequence[Tag], options: TaggingOptions) -> list[str]:
     """The tags that go into a caption, as they are written there, surest first within their kind."""
+    is_listed = blacklist(options.blacklist)
     surest = sorted(tags, key=lambda tag: -tag.score)
     general = [tag for tag in surest if tag.category is Category.GENERAL and tag.score >= options.general_threshold]
-    general = general[: options.max_tags or None]
+    general = [tag for tag in general if not is_listed(tag.name)][: options.max_tags or None]
     named = [
         tag
         for tag in surest
@@ -59,7 +60,6 @@ def chosen_tags(tags: Sequence[Tag], options: TaggingOptions) -> list[str]:
         ordered = [*ratings, *ordered]
     elif options.rating is RatingPlace.LAST:
         ordered = [*ordered, *ratings]
-    is_listed = blacklist(options.blacklist)
     return _once([written(name, options) for name in ordered if not is_listed(name)])
 
 
