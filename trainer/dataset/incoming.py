@@ -1,7 +1,8 @@
 """Sorts out files that are to become a dataset: which are pictures, which text belongs to which, and what is neither.
 
 Captions may lie beside a picture (`a.txt`, `a.caption`, `a.png.txt`) or in one file for all (`metadata.jsonl` or
-`metadata.csv`, as the `datasets` library writes them: https://huggingface.co/docs/datasets/image_dataset).
+`metadata.csv`, as the `datasets` library writes them: https://huggingface.co/docs/datasets/image_dataset). The
+`manifest.json` of an export of ours brings crops, masks, repeats and the trigger word back.
 """
 
 from __future__ import annotations
@@ -11,22 +12,24 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from security.archives import unpack
-from security.errors import RefusedFile, SafelightError
+from security.errors import RefusedConfig, RefusedFile, SafelightError
 from security.policy import IMAGE_SUFFIXES, MIB
 from security.sniff import open_regular
 from trainer.dataset.captions import MAX_CAPTION_BYTES, caption_text
+from trainer.dataset.encodings import decoded
+from trainer.dataset.exported import MANIFEST, Told, read_manifest
 from trainer.dataset.scan import REPEAT_FOLDER
 
 PICTURE_SUFFIXES = (*IMAGE_SUFFIXES, ".jfif", ".jpe", ".apng")
 """What may be in a picture's name that comes in; inside a dataset it then ends in .jpg or .png."""
 CAPTION_SUFFIXES = (".txt", ".caption")
 TABLE_NAMES = ("metadata.jsonl", "metadata.csv")
-WANTED_SUFFIXES = (*PICTURE_SUFFIXES, *CAPTION_SUFFIXES, ".jsonl", ".csv")
+WANTED_SUFFIXES = (*PICTURE_SUFFIXES, *CAPTION_SUFFIXES, ".jsonl", ".csv", ".json")
 MAX_TABLE_BYTES = 64 * MIB
 CAPTION_COLUMNS = ("text", "caption", "captions", "prompt", "tags", "description", "additional_feature")
 """Columns that hold captions, the likeliest first."""
@@ -39,19 +42,30 @@ Skipped = tuple[str, str]
 
 @dataclass(frozen=True)
 class Incoming:
-    """A picture that comes in. `name`: its path from the top of what it came in; `caption`: None if it has none."""
+    """A picture that comes in. `name`: its path from the top of what it came in; `caption`: None if it has none.
+
+    `is_guessed`: the caption was no UTF-8 text, so its signs are a guess. `told`: what the manifest of an export says of
+    it, `mask` is the file that this one names.
+    """
 
     name: str
     path: Path
     caption: str | None
+    is_guessed: bool = False
+    told: Told | None = None
+    mask: Path | None = None
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """Pictures that come in together, in the order of their names, and what of the same source does not."""
+    """Pictures that come in together, in the order of their names, and what of the same source does not.
+
+    `trigger_word`: the one that an export says the pictures have.
+    """
 
     pictures: tuple[Incoming, ...] = ()
     skipped: tuple[Skipped, ...] = ()
+    trigger_word: str = ""
 
 
 def folder_bundle(folder: Path) -> Bundle:
@@ -89,7 +103,10 @@ def sorted_out(files: Mapping[str, Path], skipped: Sequence[Skipped] = ()) -> Bu
 
 def _sorted_out(files: Mapping[str, Path], skipped: Sequence[Skipped]) -> Bundle:
     left = list(skipped)
-    pictures = {name: path for name, path in files.items() if _suffix(name) in PICTURE_SUFFIXES}
+    trigger_word, exported, manifest_faults = _manifests(files)
+    left += manifest_faults
+    masks = {told.mask for name, told in exported.items() if name in files} - exported.keys()
+    pictures = {name: path for name, path in files.items() if _suffix(name) in PICTURE_SUFFIXES and name not in masks}
     texts = {name: path for name, path in files.items() if _suffix(name) in CAPTION_SUFFIXES}
     by_key = {_key(name): name for name in texts}
     left += [(name, _other(name)) for name in files if _suffix(name) not in WANTED_SUFFIXES]
@@ -100,15 +117,61 @@ def _sorted_out(files: Mapping[str, Path], skipped: Sequence[Skipped]) -> Bundle
         beside = [by_key[key] for key in _caption_keys(name) if key in by_key]
         used.update(beside)
         try:
-            caption = caption_text(texts[beside[0]], beside[0]) if beside else told.get(name)
+            caption, is_guessed = _text(texts[beside[0]], beside[0]) if beside else (told.get(name), False)
         except (RefusedFile, OSError) as error:
             left.append((name, str(error)))
             continue
         left += [(other, f"{beside[0]} is the caption of the same picture") for other in beside[1:]]
-        found.append(Incoming(name, pictures[name], caption))
+        one = exported.get(name)
+        mask = files.get(one.mask) if one and one.mask in masks else None
+        found.append(Incoming(name, pictures[name], caption, is_guessed, one, mask))
     left += [(name, "a caption without its picture") for name in texts if name not in used]
     left += [(name, NOT_ALONG) for name in told if name not in pictures]
-    return Bundle(tuple(found), tuple(left))
+    return Bundle(tuple(found), tuple(left), trigger_word)
+
+
+def _text(path: Path, name: str) -> tuple[str, bool]:
+    """The caption in a file, and whether its encoding had to be guessed. Raises RefusedFile or OSError."""
+    try:
+        return caption_text(path, name), False
+    except RefusedFile:
+        with open_regular(path) as file:
+            data = file.read(MAX_CAPTION_BYTES + 1)
+        text = decoded(data) if len(data) <= MAX_CAPTION_BYTES and not _is_utf8(data) else None
+        if text is None:
+            raise
+        return " ".join(text.split()), True
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _manifests(files: Mapping[str, Path]) -> tuple[str, dict[str, Told], list[Skipped]]:
+    """The trigger word and what is told of pictures by the manifests of exports, and other .json files with the reason."""
+    trigger_word, told = "", {}
+    faults: list[Skipped] = []
+    for name, path in sorted(files.items()):
+        if _suffix(name) != ".json":
+            continue
+        folder, slash, base = name.rpartition("/")
+        try:
+            manifest = read_manifest(path, name) if base == MANIFEST else None
+        except (RefusedConfig, RefusedFile, OSError) as error:
+            faults.append((name, str(error)))
+            continue
+        if manifest is None:
+            faults.append((name, _other(name)))
+            continue
+        trigger_word = trigger_word or manifest.trigger_word
+        for picture, one in manifest.pictures.items():
+            mask = f"{folder}{slash}{one.mask}" if one.mask else ""
+            told[f"{folder}{slash}{picture}"] = replace(one, mask=mask)
+    return trigger_word, told, faults
 
 
 def _walk(top: Path) -> Iterator[Path]:

@@ -77,7 +77,7 @@ def load_marks(folder: Path) -> dict[str, Mark]:
     marks = _read(folder, MARKS_FILE, {"marks"}).get("marks", {})
     if not isinstance(marks, dict):
         raise RefusedConfig(f"{OWN_FOLDER}/{MARKS_FILE} has no list of marks. Correct or delete the file.")
-    return _named(MARKS_FILE, lambda: {name: _mark(name, value) for name, value in marks.items()})
+    return _named(MARKS_FILE, lambda: {name: checked_mark(name, value) for name, value in marks.items()})
 
 
 def checked_settings(values: Mapping[str, Any]) -> DatasetSettings:
@@ -104,7 +104,7 @@ def marks_bytes(marks: Mapping[str, Mark]) -> bytes | None:
     """The file of these marks; None if there are none."""
     values = {name: {"focus": list(mark.focus), "zoom": mark.zoom} for name, mark in sorted(marks.items())}
     for name, value in values.items():
-        _mark(name, value)
+        checked_mark(name, value)
     return _file_of({"marks": values}) if values else None
 
 
@@ -150,7 +150,8 @@ def _is_folder(text: object) -> bool:
     return text == "" or all(part and not part.startswith(".") for part in text.split("/"))
 
 
-def _mark(name: str, value: Any) -> Mark:
+def checked_mark(name: str, value: Any) -> Mark:
+    """The mark of the picture `name` out of a plain value. Raises RefusedConfig that names what is wrong."""
     if not isinstance(value, dict) or value.keys() - {"focus", "zoom"}:
         raise RefusedConfig(f"the mark of {name[:80]!r} is {str(value)[:80]}, not a focus and a zoom")
     focus, zoom = value.get("focus", [0.5, 0.5]), value.get("zoom", 1.0)
