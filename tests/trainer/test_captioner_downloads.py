@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from security.errors import SafelightError
 from tests.hubs.huggingface import COMMIT, HuggingFacePlayer
 from tests.hubs.server import Hubs
 from tests.tiny_captioners import as_older_folder, pictures, tiny_captioner
-from tests.trainer.downloading import Make, managers
+from tests.trainer.downloading import Make
 from trainer.models.jobfiles import Download, DownloadState
 from trainer.tagging.base import TaggingOptions, taggers
 from trainer.tagging.shelf import plan_tagger, tagger_files
@@ -28,17 +27,6 @@ DECOYS = {
     "merges.txt": b"#version",
     "pytorch_model.bin.index.json": b'{"weight_map":{}}',
 }
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace.open(tmp_path / "space")
-
-
-@pytest.fixture
-def make(hubs: Hubs, workspace: Workspace) -> Iterator[Make]:
-    with managers(hubs, workspace) as new:
-        yield new
 
 
 def repository(kind: str, folder: Path) -> dict[str, bytes]:

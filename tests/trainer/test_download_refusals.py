@@ -7,7 +7,6 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,23 +26,12 @@ from tests.hubs.models import (
     sha256,
 )
 from tests.hubs.server import Hubs
-from tests.trainer.downloading import DATA, REPO, Make, fetched, in_library, managers, slow
+from tests.trainer.downloading import DATA, REPO, Make, fetched, in_library, slow
 from trainer.models.jobfiles import DownloadState
 from trainer.models.library import find_model
 from trainer.models.plans import RefusedModel
 from trainer.models.provenance import read_provenance
 from trainer.workspace import Workspace
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace.open(tmp_path / "space")
-
-
-@pytest.fixture
-def make(hubs: Hubs, workspace: Workspace) -> Iterator[Make]:
-    with managers(hubs, workspace) as new:
-        yield new
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from filelock import FileLock
@@ -22,7 +20,7 @@ from tests.hubs.models import (
     sha256,
 )
 from tests.hubs.server import Hubs
-from tests.trainer.downloading import DATA, REPO, Make, Tokens, fetched, in_library, managers, slow, until
+from tests.trainer.downloading import DATA, REPO, Make, Tokens, fetched, in_library, slow, until
 from trainer.models import catalog, fetching, sources
 from trainer.models.catalog import CatalogRow
 from trainer.models.downloads import LOCK_NAME, SWEEP_SECONDS
@@ -33,17 +31,6 @@ from trainer.models.provenance import read_provenance, verify_model
 from trainer.workspace import Workspace
 
 HF_TOKEN, CIVITAI_TOKEN = "hf_" + "t" * 34, "c1" * 16
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace.open(tmp_path / "space")
-
-
-@pytest.fixture
-def make(hubs: Hubs, workspace: Workspace) -> Iterator[Make]:
-    with managers(hubs, workspace) as new:
-        yield new
 
 
 # ---- to the library ----

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from security.errors import SafelightError
 from tests.hubs.huggingface import COMMIT, HuggingFacePlayer
 from tests.hubs.models import sha256
 from tests.hubs.server import Hubs
-from tests.trainer.downloading import Make, managers
+from tests.trainer.downloading import Make
 from tests.trainer.test_masks import Told, brightness_network, square_on_black
 from trainer.dataset.masks import MaskMode, masks_by_network, read_mask
 from trainer.dataset.studio import Studio
@@ -25,17 +24,6 @@ from trainer.tagging.shelf import is_here, plan_tagger
 from trainer.workspace import TAGGERS, Workspace
 
 REPO, FILE = "someone/cutter", "onnx/model.onnx"
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace.open(tmp_path / "space")
-
-
-@pytest.fixture
-def make(hubs: Hubs, workspace: Workspace) -> Iterator[Make]:
-    with managers(hubs, workspace) as new:
-        yield new
 
 
 def test_a_network_is_fetched_proven_and_used(make: Make, hubs: Hubs, workspace: Workspace, tmp_path: Path) -> None:

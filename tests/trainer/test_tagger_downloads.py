@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -13,7 +11,7 @@ from tests.hubs.huggingface import COMMIT, HuggingFacePlayer
 from tests.hubs.models import sha256
 from tests.hubs.server import Hubs
 from tests.taggers import colour_tagger, row_of
-from tests.trainer.downloading import Make, managers
+from tests.trainer.downloading import Make
 from trainer.models.downloads import Downloads
 from trainer.models.jobfiles import Download, DownloadState
 from trainer.models.plans import RefusedModel, plan_from, plan_values
@@ -23,17 +21,6 @@ from trainer.tagging.shelf import is_here, list_taggers, plan_tagger, remove_tag
 from trainer.workspace import TAGGERS, Workspace
 
 REPO = "someone/colours"
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace.open(tmp_path / "space")
-
-
-@pytest.fixture
-def make(hubs: Hubs, workspace: Workspace) -> Iterator[Make]:
-    with managers(hubs, workspace) as new:
-        yield new
 
 
 @pytest.fixture(scope="module")
