@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import zipfile
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image, PngImagePlugin
 
 from security.errors import Cancelled, RefusedConfig, SafelightError
 from trainer.dataset.export import Layout, export_to, new_place
+from trainer.dataset.masks import mask_file
 from trainer.dataset.settings import DatasetSettings, Mark
 from trainer.dataset.studio import Dataset, Studio
 from trainer.tasks import TaskControl
@@ -192,3 +194,21 @@ def test_nothing_is_overwritten(hats: Dataset, tmp_path: Path) -> None:
 
 def test_an_embedded_dataset_can_go_out(studio: Studio, tmp_path: Path) -> None:
     assert export_to(studio.open("ink"), tmp_path / "ink.zip", Layout.KOHYA, TaskControl()).num_pictures == 30
+
+
+@pytest.mark.parametrize("ending", ["", ".zip"])
+def test_masks_take_no_name_of_a_picture_or_of_another_mask(studio: Studio, tmp_path: Path, ending: str) -> None:
+    dataset = studio.create("hats")
+    (dataset.path / "masks").mkdir()
+    for name, colour in {"a.jpg": "red", "a.png": "blue", "masks/a.png": "green"}.items():
+        Image.new("RGB", (32, 32), colour).save(dataset.path / name)
+    grey = {name: mask_file(Image.new("L", (32, 32), tone)) for name, tone in (("a.jpg", 10), ("a.png", 200))}
+    dataset.set_masks("m", grey)
+    place = tmp_path / f"out{ending}"
+    export_to(dataset, place, Layout.FOLDERS, TaskControl())
+    files = read(place)
+    rows = manifest(files)["pictures"]
+    assert len({name for row in rows for name in (row["picture"], row["mask"]) if name}) == 5
+    tones = [Image.open(io.BytesIO(files[row["mask"]])).getpixel((0, 0)) for row in rows if row["mask"]]
+    assert tones == [10, 200]
+    assert all(hashlib.sha256(files[row["picture"]]).hexdigest() == row["sha256"] for row in rows)

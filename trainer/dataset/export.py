@@ -107,7 +107,7 @@ def export_dataset(
             target.add(text_path, caption.encode())
             written.add(text_path)
         target.add(path, data)
-        mask = _add_mask(dataset, picture, path, target)
+        mask = _add_mask(dataset, picture, path, namer, target)
         num_bytes += len(data)
         rows.append(_row(path, data, size, caption, namer.repeats_of(picture), marks.get(picture), mask))
     if not rows:
@@ -162,11 +162,11 @@ def _row(
     }
 
 
-def _add_mask(dataset: Dataset, picture: str, path: str, target: Target) -> str:
+def _add_mask(dataset: Dataset, picture: str, path: str, namer: _Namer, target: Target) -> str:
     mask = mask_path(dataset.path, picture)
     if mask.is_symlink() or not mask.is_file():
         return ""
-    name = f"{MASKS}/{path.rpartition('.')[0]}.png"
+    name = namer.mask_of(picture, path)
     target.add(name, cleaned(mask)[0])
     return name
 
@@ -194,6 +194,15 @@ class _Namer:
             number += 1
             candidate = f"{stem}-{number}"
         return f"{place}/{candidate}{suffix}".lstrip("/")
+
+    def mask_of(self, picture: str, path: str) -> str:
+        """The path of the mask of a picture that goes to `path`: as `path`, unless another file has that name."""
+        stem, number = path.rpartition(".")[0], 1
+        candidate = f"{MASKS}/{stem}.png"
+        while not self._take(candidate, f"mask of {picture}"):
+            number += 1
+            candidate = f"{MASKS}/{stem}-{number}.png"
+        return candidate
 
     def _take(self, path: str, owner: str) -> bool:
         return self._owners.setdefault(same_name_key(path), owner) == owner
