@@ -23,6 +23,8 @@ THREAD_NAME = "safelight-task"
 MAX_KEPT = 30
 """Ended tasks whose reports are kept; the oldest go first."""
 MAX_SKIPPED = 20_000
+MAX_WAITING = 200
+"""Tasks that may wait for their turn. Each holds what it was asked for; nobody means to start more."""
 RATE_SECONDS = 30.0
 """The time left is judged from the pace of this long."""
 
@@ -169,6 +171,8 @@ class Tasks:
         with self._guard:
             if self._closing:
                 raise SafelightError("Safelight is shutting down; start it again first.")
+            if sum(len(queue) for queue in self._queues.values()) >= MAX_WAITING:
+                raise SafelightError(f"{MAX_WAITING} tasks wait for their turn already. Wait for some, or cancel them.")
             task = _Task(kind, title, dataset, work)
             self._tasks[task.id] = task
             self._queues.setdefault(lane, deque()).append(task)

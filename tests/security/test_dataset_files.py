@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import sqlite3
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from trainer.dataset.incoming import folder_bundle, sorted_out, table_captions
 from trainer.dataset.masks import read_mask
 from trainer.dataset.settings import own_folder
 from trainer.dataset.studio import Dataset, Studio
-from trainer.tasks import TaskControl
+from trainer.tasks import MAX_WAITING, TaskControl, Tasks
 from trainer.workspace import Workspace
 
 needs_links = pytest.mark.skipif(os.name == "nt", reason="making links needs rights on Windows")
@@ -156,6 +158,26 @@ def test_odd_values_in_a_history_end_in_a_sentence(studio: Studio, dataset: Data
     )
 
 
+@pytest.mark.parametrize("number", [10**400, -(10**400), float("nan"), float("inf"), True, "1"])
+def test_odd_numbers_in_the_marks_end_in_a_sentence(dataset: Dataset, number: object) -> None:
+    (own_folder(dataset.path) / "marks.json").write_text(
+        json.dumps({"version": 1, "marks": {"cat.png": {"focus": [0.5, number]}}})
+    )
+    with pytest.raises(SafelightError, match=r"marks\.json|number"):
+        _ = dataset.marks
+
+
+def test_no_more_tasks_wait_than_somebody_means_to_start() -> None:
+    tasks, go = Tasks(), threading.Event()
+    try:
+        with pytest.raises(SafelightError, match="wait for their turn"):
+            for number in range(MAX_WAITING + 3):  # one of each lane runs
+                tasks.start("x", "x", "x", lambda _control: str(go.wait(30)), lane=str(number % 2))
+    finally:
+        go.set()
+        assert tasks.shutdown(30)
+
+
 # ---- texts ----------------------------------------------------------------------------------------------------------
 
 
@@ -216,16 +238,20 @@ def test_folders_without_end_are_walked(tmp_path: Path) -> None:
 
 @needs_links
 def test_a_deep_folder_of_this_machine_is_walked(tmp_path: Path) -> None:
-    here, place = Path.cwd(), tmp_path
+    here, depth = Path.cwd(), 1100  # Python calls no function deeper than 1,000 times
     try:
-        os.chdir(place)
-        for _ in range(1100):  # Python calls no function deeper than 1,000 times
+        os.chdir(tmp_path)
+        for _ in range(depth):
             Path("d").mkdir()
             os.chdir("d")
         Image.new("RGB", (8, 8)).save("x.png")
         bundle = folder_bundle(tmp_path)
-        assert [one.name for one in bundle.pictures] == ["d/" * 1100 + "x.png"] and not bundle.skipped
+        assert [one.name for one in bundle.pictures] == ["d/" * depth + "x.png"] and not bundle.skipped
+        Path("x.png").unlink()
     finally:
+        while Path.cwd() != tmp_path:  # pytest itself could not delete it
+            os.chdir("..")
+            Path("d").rmdir()
         os.chdir(here)
 
 

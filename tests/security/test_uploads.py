@@ -56,6 +56,22 @@ def take(upload: Upload, name: str, at: int, size: int, *parts: bytes) -> int:
     return asyncio.run(upload.take(name, at, size, pieces(*parts)))
 
 
+def test_uploads_of_a_page_lie_in_its_private_folder(
+    services: Services, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That folder goes when the program ends, and at the next start if it was killed."""
+    private = tmp_path / "private"
+    private.mkdir()
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(private))
+    made = uploads_of(services).get("login", "u1")
+    assert made.folder.is_relative_to(private)
+    assert not (services.workspace.cache_dir / "studio").exists()
+    taken = uploads_of(services).take_out("login", "u1")
+    assert taken is made
+    made.close()
+    assert not list(private.iterdir())
+
+
 def test_pieces_become_the_file_they_were(upload: Upload) -> None:
     data = bytes(range(256)) * 12_000  # three writes of a megabyte
     assert take(upload, "set/a.png", 0, len(data), data[:1000], data[1000:2_000_000]) == 2_000_000

@@ -7,7 +7,6 @@ them, so every value is checked.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -164,4 +163,4 @@ def checked_mark(name: str, value: Any) -> Mark:
 
 def _is_number(value: Any, least: float, most: float) -> bool:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(value) and least <= value <= most
+    return is_number and least <= value <= most  # which NaN is not; a whole number may be too large to be a float

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -37,8 +41,20 @@ def uploads_of(services: Services) -> Uploads:
     """What browsers are sending to this page."""
     studio = services.studio
     if studio not in _uploads:
-        _uploads[studio] = Uploads(UPLOAD_SUFFIXES, studio.staging)
+        _uploads[studio] = Uploads(UPLOAD_SUFFIXES, lambda: _staging(studio))
     return _uploads[studio]
+
+
+@contextmanager
+def _staging(studio: Studio) -> Iterator[Path]:
+    """A folder for an upload: in the private one of a served page, which goes with the program or at the next start."""
+    private = os.environ.get("GRADIO_TEMP_DIR", "")
+    if not private or not Path(private).is_dir():
+        with studio.staging() as folder:
+            yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="upload-", dir=private, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 def upload_route(services: Services) -> Route:
