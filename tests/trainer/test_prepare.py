@@ -218,7 +218,7 @@ def test_a_refused_one_leaves_nothing(studio: Studio, dataset: Dataset) -> None:
         prepare_dataset(studio, dataset, "new", PrepareOptions(crop="square"), CONFIG, names=["bad.png"])
     assert [info.name for info in studio.datasets()] == ["ink", "ink_heldout", "mine"]
     assert not list((studio.workspace.cache_dir / "studio").iterdir())
-    with pytest.raises(RefusedConfig, match=r"longest_side is '-1'.*background is 'red'"):
+    with pytest.raises(RefusedConfig, match=r"longest_side is '-1'.*background is 'red': a colour is #"):
         prepare_options({"background": "red", "longest_side": "-1"})
 
 

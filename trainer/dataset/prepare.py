@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from security.errors import RefusedConfig, SafelightError
-from security.roots import Root
+from security.roots import Root, refuse_full_disk
 from trainer.config.files import Setting, section_settings
 from trainer.config.schema import Section, TrainConfig
 from trainer.dataset.buckets import Placement
@@ -102,10 +102,14 @@ def prepare_options(values: Mapping[str, Any]) -> PrepareOptions:
     try:
         return PrepareOptions.model_validate(dict(values))
     except ValidationError as error:
-        faults = [
-            f"{detail['loc'][0]} is {str(detail.get('input'))[:80]!r}: {detail['msg']}." for detail in error.errors()
-        ]
+        faults = [_fault(detail) for detail in error.errors()]
         raise RefusedConfig(" ".join(faults)) from None
+
+
+def _fault(detail: Mapping[str, Any]) -> str:
+    is_colour = detail["type"] == "string_pattern_mismatch"
+    reason = "a colour is # and six digits, such as #ffffff for white" if is_colour else detail["msg"]
+    return f"{detail['loc'][0]} is {str(detail.get('input'))[:80]!r}: {reason}."
 
 
 def prepare_dataset(
@@ -134,6 +138,7 @@ def prepare_dataset(
     _new_folder(studio, new)
     with ExitStack() as stack:
         staging = stack.enter_context(studio.staging())
+        refuse_full_disk(staging, [dataset.path / name for name in wanted])
         enlarge = (
             stack.enter_context(closing(open_upscaler(studio.workspace, options.upscaler)))
             if options.upscaler
