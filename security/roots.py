@@ -8,14 +8,14 @@ import secrets
 import shutil
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from security.errors import RefusedName, RefusedPath
+from security.errors import RefusedName, RefusedPath, SafelightError
 from security.names import safe_name
-from security.policy import MAX_PATH_CHARACTERS
+from security.policy import FREE_DISK_RESERVE_BYTES, MAX_PATH_CHARACTERS
 
 PAGE_BYTES = 4096
 """What the system writes at once: the smallest page of the machines that this runs on."""
@@ -329,6 +329,20 @@ def _refuse_other_disks(target: Path, folder: int) -> None:
         if os.fstat(descriptor).st_dev != device:
             place = target.parent / below
             raise RefusedPath(f"{place} is another disk, mounted there. Unmount it first: deleting would empty it.")
+
+
+def refuse_full_disk(folder: Path, files: Iterable[Path]) -> None:
+    """Raises SafelightError unless the disk of a folder has room for copies of these files and the reserve."""
+    num_bytes = 0
+    for path in files:
+        with suppress(OSError):  # gone meanwhile
+            num_bytes += path.lstat().st_size
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes + FREE_DISK_RESERVE_BYTES:
+        raise SafelightError(
+            f"This needs {num_bytes / 1e9:.1f} GB, and the disk has {free / 1e9:.1f} GB left, of which "
+            f"{FREE_DISK_RESERVE_BYTES / 1e9:.1f} GB stay free. Make room first."
+        )
 
 
 def refuse_unsafe_workspace(path: Path) -> None:

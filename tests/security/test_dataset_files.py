@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import sqlite3
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import regex
@@ -16,9 +18,12 @@ from PIL import Image
 
 from security.errors import RefusedConfig, SafelightError
 from security.patterns import MAX_REPLACED_CHARACTERS, Pattern, replace_text
-from trainer.dataset.export import Layout, export_dataset
+from security.policy import FREE_DISK_RESERVE_BYTES
+from trainer.config.schema import TrainConfig
+from trainer.dataset.export import Layout, export_dataset, export_to
 from trainer.dataset.incoming import folder_bundle, sorted_out, table_captions
 from trainer.dataset.masks import read_mask
+from trainer.dataset.prepare import Crop, PrepareOptions, prepare_dataset
 from trainer.dataset.settings import own_folder
 from trainer.dataset.studio import Dataset, Studio
 from trainer.tasks import MAX_WAITING, TaskControl, Tasks
@@ -176,6 +181,22 @@ def test_no_more_tasks_wait_than_somebody_means_to_start() -> None:
     finally:
         go.set()
         assert tasks.shutdown(30)
+
+
+def test_exports_and_versions_leave_the_reserve_of_the_disk(
+    studio: Studio, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = SimpleNamespace(total=1 << 40, used=0, free=FREE_DISK_RESERVE_BYTES + 10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: full)
+    options = PrepareOptions(crop=Crop.SQUARE)
+    for work in (
+        lambda: export_to(dataset, tmp_path / "x.zip", Layout.FOLDERS, TaskControl()),
+        lambda: prepare_dataset(studio, dataset, "new", options, TrainConfig()),
+        lambda: studio.copy("pets", "new"),
+    ):
+        with pytest.raises(SafelightError, match="Make room first"):
+            work()
+    assert not (tmp_path / "x.zip").exists() and [path.name for path in dataset.path.parent.iterdir()] == ["pets"]
 
 
 # ---- texts ----------------------------------------------------------------------------------------------------------

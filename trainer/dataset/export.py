@@ -20,7 +20,7 @@ from security.errors import RefusedFile, SafelightError
 from security.images import clean_copy, image_info, read_picture
 from security.names import safe_name, same_name_key, sanitized_name
 from security.redaction import refuse_secrets
-from security.roots import Root, resolve_user_folder
+from security.roots import Root, refuse_full_disk, resolve_user_folder
 from security.zip_writer import ZipWriter
 from trainer.dataset.captions import with_trigger
 from trainer.dataset.exported import MANIFEST, VERSION
@@ -229,6 +229,8 @@ def export_to(
     dataset: Dataset, place: Path, layout: Layout, control: TaskControl, names: Sequence[str] | None = None
 ) -> Exported:
     """Exports into the new zip file or folder `place`. If it does not end well, nothing of it is left."""
+    wanted = dataset.pictures() if names is None else names
+    refuse_full_disk(place.parent, [dataset.path / name for name in wanted])
     with _opened(place) as target:
         return export_dataset(dataset, target, layout, control, names)
 

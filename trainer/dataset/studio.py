@@ -13,7 +13,7 @@ from pathlib import Path
 from security.errors import RefusedFile, SafelightError
 from security.names import safe_name, same_name_key
 from security.policy import IMAGE_SUFFIXES
-from security.roots import Root
+from security.roots import Root, refuse_full_disk
 from trainer.dataset.captions import MAX_CAPTION_BYTES, read_caption
 from trainer.dataset.history import Content, Edit, History
 from trainer.dataset.scan import DatasetInfo, dataset_names, list_datasets, picture_paths
@@ -77,6 +77,7 @@ class Studio:
         source, target = self.open(name), self._free(new)
         partial = target.with_name(f".partial-{secrets.token_hex(8)}")
         files = _files_of(source.path)
+        refuse_full_disk(self.workspace.datasets_dir, [source.path / one for one in files])
         try:
             for number, relative in enumerate(files):
                 if progress is not None:
