@@ -7,10 +7,11 @@ import datetime
 import json
 import sys
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 
 from security.errors import SafelightError
 from trainer.dataset.history import Edit
-from trainer.dataset.studio import Studio
+from trainer.dataset.studio import Dataset, Studio
 from trainer.tasks import TaskState, TaskView
 from trainer.workspace import Workspace
 from ui.cli_lists import print_table
@@ -28,6 +29,23 @@ def open_studio(options: argparse.Namespace) -> Studio:
 
 def _name_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="the dataset, as `dataset list` calls it")
+
+
+def picture_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flag that names pictures."""
+    help_text = "only these, such as '10_mira/*'. May be given repeatedly"
+    parser.add_argument("--pictures", action="append", metavar="PATTERN", help=help_text)
+
+
+def meant_pictures(dataset: Dataset, patterns: list[str] | None) -> list[str]:
+    """The pictures that fit any of the patterns, all without one. Raises SafelightError if there is none."""
+    names = dataset.pictures()
+    if not patterns:
+        return names
+    names = [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    if not names:
+        raise SafelightError(f"{dataset.name} has no picture that fits {' or '.join(patterns)}.")
+    return names
 
 
 def _history_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
-from fnmatch import fnmatchcase
 
 from security.errors import SafelightError
 from trainer.dataset.captions import split_tags
@@ -19,7 +17,7 @@ from trainer.dataset.tag_edits import (
 )
 from trainer.dataset.tag_operations import OPERATIONS, EditOptions, Operation
 from trainer.dataset.tags import count_tags
-from ui.cli_dataset import open_studio
+from ui.cli_dataset import meant_pictures, open_studio, picture_arguments
 from ui.cli_lists import print_table
 
 SET = "set"
@@ -39,12 +37,7 @@ def caption_arguments(parser: argparse.ArgumentParser) -> None:
         "operation", nargs="?", metavar="OPERATION", help="what to do, see below; without it the tags are listed"
     )
     parser.add_argument("values", nargs="*", metavar="VALUE", help="tags and texts, as the operation takes them")
-    parser.add_argument(
-        "--pictures",
-        action="append",
-        metavar="PATTERN",
-        help="only these, such as '10_mira/*'. May be given repeatedly",
-    )
+    picture_arguments(parser)
     parser.add_argument("--ignore-case", action="store_true", help="upper and lower case are the same")
     parser.add_argument("--dry-run", action="store_true", help="show what would change, change nothing")
     parser.add_argument("--limit", type=int, default=20, metavar="N", help="tags or changes to show (default: 20)")
@@ -67,7 +60,7 @@ def edit_captions(options: argparse.Namespace) -> int:
     if options.operation == SET:
         return _set_caption(dataset, options)
     row = find_operation(options.operation)
-    captions, num_faults = editable_captions(dataset, _chosen(dataset, options.pictures))
+    captions, num_faults = editable_captions(dataset, set(meant_pictures(dataset, options.pictures)))
     plan = plan_dataset_edit(dataset, captions, options.operation, _edit_options(row, options))
     if not options.dry_run and plan.applies:
         apply_plan(dataset, plan)
@@ -90,18 +83,6 @@ def _edit_options(row: Operation, options: argparse.Namespace) -> EditOptions:
     return EditOptions(tags, given.get("text", ""), given.get("find", ""), options.ignore_case)
 
 
-def _chosen(dataset: Dataset, patterns: Sequence[str] | None) -> set[str] | None:
-    """The pictures that fit one of the patterns; None for all. Raises SafelightError if none fits."""
-    if not patterns:
-        return None
-    found = {name for name in dataset.pictures() if any(fnmatchcase(name, pattern) for pattern in patterns)}
-    if not found:
-        raise SafelightError(
-            f"No picture of {dataset.name} fits {' or '.join(patterns)}. Give a name or a pattern with *."
-        )
-    return found
-
-
 def _tell(plan: EditPlan, num_faults: int, options: argparse.Namespace) -> None:
     if options.json:
         changes = {name: {"before": plan.before[name], "after": after} for name, after in plan.after.items()}
@@ -122,7 +103,7 @@ def _tell(plan: EditPlan, num_faults: int, options: argparse.Namespace) -> None:
 
 
 def _list_tags(dataset: Dataset, options: argparse.Namespace) -> int:
-    captions, _ = editable_captions(dataset, _chosen(dataset, options.pictures))
+    captions, _ = editable_captions(dataset, set(meant_pictures(dataset, options.pictures)))
     counts = sorted(count_tags(captions.values()).items(), key=lambda entry: (-entry[1], entry[0]))
     if options.json:
         print(json.dumps({"trigger_word": dataset.settings.trigger_word, "tags": dict(counts)}))

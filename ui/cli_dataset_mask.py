@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Callable
-from fnmatch import fnmatchcase
 
 from security.errors import SafelightError
-from security.policy import Service
-from security.tokens import TokenStore
 from trainer.dataset.masks import MaskMode, invert_masks, masks_by_network, masks_from_alpha
 from trainer.dataset.studio import Dataset
-from trainer.logs import configure_logging
-from trainer.models.downloads import Downloads
 from trainer.models.text import gigabytes
 from trainer.tagging.cutouts import cutouts, find_cutout
-from trainer.tagging.shelf import is_here, plan_tagger
+from trainer.tagging.shelf import is_here
 from trainer.tasks import TaskControl
 from trainer.workspace import Workspace
-from ui.cli_dataset import follow, open_studio
-from ui.cli_fetch import fetch_planned
+from ui.cli_dataset import follow, meant_pictures, open_studio, picture_arguments
 from ui.cli_lists import print_table
-from ui.endpoints import add_endpoint_options, endpoints_of
+from ui.cli_networks import fetch_network, network_arguments
 
 ALPHA = "alpha"
 
@@ -38,13 +31,8 @@ def mask_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--invert", action="store_true", help="learn what was left out, and the other way round")
     what.add_argument("--remove", action="store_true", help="remove the masks")
     parser.add_argument("--replace", action="store_true", help="make masks anew for pictures that have one")
-    parser.add_argument("--pictures", action="append", metavar="PATTERN", help="only these, such as '10_mira/*'")
-    parser.add_argument("--list", action="store_true", help="list the networks instead")
-    parser.add_argument("--fetch", metavar="NETWORK", help="fetch a network; with NAME, then make masks with it")
-    parser.add_argument(
-        "--yes", action="store_true", help="do not ask before fetching, and agree to what is not verified"
-    )
-    add_endpoint_options(parser, is_command=True)
+    picture_arguments(parser)
+    network_arguments(parser, "network")
 
 
 def mask(options: argparse.Namespace) -> int:
@@ -52,7 +40,7 @@ def mask(options: argparse.Namespace) -> int:
     if options.list:
         return _list(options)
     if options.fetch:
-        code = _fetch(options)
+        code = fetch_network(options, find_cutout(options.fetch))
         if code or not options.name:
             return code
         options.source = options.source or options.fetch
@@ -60,7 +48,7 @@ def mask(options: argparse.Namespace) -> int:
         raise SafelightError("Name the dataset: dataset mask NAME. `dataset mask --list` has the networks.")
     studio = open_studio(options)
     dataset = studio.open(options.name)
-    names = _names(dataset, options)
+    names = meant_pictures(dataset, options.pictures)
     if options.source:
         return _make(options, dataset, names)
     masked = [name for name in names if name in dataset.masks()]
@@ -72,16 +60,6 @@ def mask(options: argparse.Namespace) -> int:
     told = f"{len(masked)} of {len(names)} pictures {'had' if options.remove else 'have'} a mask."
     print(json.dumps({"pictures": names, "masked": masked, "removed": options.remove}) if options.json else told)
     return 0
-
-
-def _names(dataset: Dataset, options: argparse.Namespace) -> list[str]:
-    names = dataset.pictures()
-    if not options.pictures:
-        return names
-    names = [name for name in names if any(fnmatchcase(name, pattern) for pattern in options.pictures)]
-    if not names:
-        raise SafelightError(f"{options.name} has no picture that fits {' or '.join(options.pictures)}.")
-    return names
 
 
 def _make(options: argparse.Namespace, dataset: Dataset, names: list[str]) -> int:
@@ -127,18 +105,3 @@ def _list(options: argparse.Namespace) -> int:
     ]
     print_table(table)
     return 0
-
-
-def _fetch(options: argparse.Namespace) -> int:
-    workspace, row = Workspace.open(options.workspace), find_cutout(options.fetch)
-    if is_here(workspace, row):
-        if not options.name:
-            print(f"{row.title} is here already.")
-        return 0
-    configure_logging(workspace)
-    endpoints, tokens = endpoints_of(options), TokenStore()
-    downloads = Downloads(workspace, endpoints.network(), tokens, fault=endpoints.fault(os.environ))
-    if downloads.fault:
-        raise SafelightError(downloads.fault)
-    plan = plan_tagger(downloads.network, tokens.get(Service.HUGGING_FACE), row)
-    return fetch_planned(downloads, plan, options, name=row.name)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from security.errors import SafelightError
 from trainer.config.files import apply_flags, load_values, parse_config, parse_text
 from trainer.dataset.prepare import OPTIONS, prepare_dataset, prepare_options
-from ui.cli_dataset import follow, open_studio
+from ui.cli_dataset import follow, meant_pictures, open_studio, picture_arguments
 
 
 def prepare_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,12 +18,7 @@ def prepare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, metavar="RUN.toml", help="crop as this run would (with --crop training)")
     parser.add_argument("--resolution", metavar="N", help="crop for this resolution in pixels (with --crop training)")
     parser.add_argument("--base", metavar="MODEL", help="crop for this base model (with --crop training)")
-    parser.add_argument(
-        "--pictures",
-        action="append",
-        metavar="PATTERN",
-        help="only these, such as '10_mira/*'. May be given repeatedly",
-    )
+    picture_arguments(parser)
     for setting in OPTIONS.values():
         allowed = f" Allowed: {setting.range_text}." if setting.range_text else ""
         parser.add_argument(
@@ -54,9 +48,7 @@ def prepare(options: argparse.Namespace) -> int:
     config = parse_config(apply_flags(load_values(options.config) if options.config is not None else {}, flags))
     studio = open_studio(options)
     dataset = studio.open(options.name)
-    names = None
-    if options.pictures:
-        names = [name for name in dataset.pictures() if any(fnmatchcase(name, one) for one in options.pictures)]
+    names = meant_pictures(dataset, options.pictures) if options.pictures else None
     task = studio.tasks.start(
         "prepare",
         f"Preparing {options.new}",

@@ -4,46 +4,29 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-from fnmatch import fnmatchcase
 
 from security.errors import SafelightError
-from security.policy import Service
-from security.tokens import TokenStore
 from trainer.config.files import Setting, SettingKind, parse_text
-from trainer.logs import configure_logging
-from trainer.models.downloads import Downloads
 from trainer.models.text import gigabytes
 from trainer.tagging.base import TaggingOptions, find_tagger
 from trainer.tagging.options import OPTIONS, tagging_options
 from trainer.tagging.run import tag_dataset
-from trainer.tagging.shelf import get_tagger, is_here, list_taggers, plan_tagger
+from trainer.tagging.shelf import get_tagger, is_here, list_taggers
 from trainer.workspace import Workspace
-from ui.cli_dataset import follow, open_studio
-from ui.cli_fetch import fetch_planned
+from ui.cli_dataset import follow, meant_pictures, open_studio, picture_arguments
 from ui.cli_lists import print_table
-from ui.endpoints import add_endpoint_options, endpoints_of
+from ui.cli_networks import fetch_network, network_arguments
 
 
 def tag_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `dataset tag`."""
     parser.add_argument("name", nargs="?", metavar="NAME", help="the dataset, as `dataset list` calls it")
-    parser.add_argument("--list", action="store_true", help="list the taggers and captioners instead")
-    parser.add_argument("--fetch", metavar="TAGGER", help="fetch a tagger or captioner; with NAME, then tag with it")
-    parser.add_argument(
-        "--yes", action="store_true", help="do not ask before fetching, and agree to what is not verified"
-    )
-    parser.add_argument(
-        "--pictures",
-        action="append",
-        metavar="PATTERN",
-        help="only these, such as '10_mira/*'. May be given repeatedly",
-    )
+    network_arguments(parser, "tagger or captioner")
+    picture_arguments(parser)
     for setting in OPTIONS.values():
         parser.add_argument(
             _flag(setting), dest=f"option_{setting.name}", metavar=_metavar(setting), help=_help(setting)
         )
-    add_endpoint_options(parser, is_command=True)
 
 
 def tag(options: argparse.Namespace) -> int:
@@ -51,7 +34,7 @@ def tag(options: argparse.Namespace) -> int:
     if options.list:
         return _list(options)
     if options.fetch:
-        code = _fetch(options)
+        code = fetch_network(options, find_tagger(options.fetch))
         if code or not options.name:
             return code
     if not options.name:
@@ -59,11 +42,7 @@ def tag(options: argparse.Namespace) -> int:
     chosen = _chosen_options(options)
     studio = open_studio(options)
     dataset = studio.open(options.name)
-    names = dataset.pictures()
-    if options.pictures:
-        names = [name for name in names if any(fnmatchcase(name, pattern) for pattern in options.pictures)]
-        if not names:
-            raise SafelightError(f"{options.name} has no picture that fits {' or '.join(options.pictures)}.")
+    names = meant_pictures(dataset, options.pictures)
     for name in chosen.models:
         row = get_tagger(studio.workspace, name)
         if not is_here(studio.workspace, row):
@@ -131,22 +110,6 @@ def _list(options: argparse.Namespace) -> int:
     ]
     print_table(rows)
     return 0
-
-
-def _fetch(options: argparse.Namespace) -> int:
-    workspace = Workspace.open(options.workspace)
-    row = find_tagger(options.fetch)
-    if is_here(workspace, row):
-        if not options.name:
-            print(f"{row.title} is here already.")
-        return 0
-    configure_logging(workspace)
-    endpoints, tokens = endpoints_of(options), TokenStore()
-    downloads = Downloads(workspace, endpoints.network(), tokens, fault=endpoints.fault(os.environ))
-    if downloads.fault:
-        raise SafelightError(downloads.fault)
-    plan = plan_tagger(downloads.network, tokens.get(Service.HUGGING_FACE), row)
-    return fetch_planned(downloads, plan, options, name=row.name)
 
 
 def _flag(setting: Setting) -> str:

@@ -28,6 +28,7 @@ SCRIPTS = (
     "studio_grid",
     "studio_viewer",
     "studio_import",
+    "studio_networks",
     "studio_tagging",
     "studio_tags",
     "studio_quality",

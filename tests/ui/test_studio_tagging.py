@@ -171,11 +171,11 @@ def hub(
 def test_a_tagger_is_fetched_and_removed_on_the_page(hub: tuple[TaggingDesk, HuggingFacePlayer]) -> None:
     desk, player = hub
     player.publish()
-    assert "is being fetched" in desk.fetch_tagger({"name": "hues"})["text"]
+    assert "is being fetched" in desk.networks.fetch_network({"name": "hues"})["text"]
     assert desk.services.downloads.wait(30)
     (shown,) = desk.tagging_state()["taggers"]
     assert shown["here"] and shown["download"] is None
-    assert "removed" in desk.remove_tagger({"name": "hues"})["text"]
+    assert "removed" in desk.networks.remove_network({"name": "hues"})["text"]
     (shown,) = desk.tagging_state()["taggers"]
     assert not shown["here"]
 
@@ -184,9 +184,9 @@ def test_what_is_not_verified_is_agreed_to_first(hub: tuple[TaggingDesk, Hugging
     desk, player = hub
     player.changes["selected_tags.csv"] = {"blobId": ""}
     player.publish()
-    (point,) = desk.fetch_tagger({"name": "hues"})["confirm"]
+    (point,) = desk.networks.fetch_network({"name": "hues"})["confirm"]
     assert "no checksum for selected_tags.csv" in point and desk.services.downloads.all() == []
-    desk.fetch_tagger({"name": "hues", "confirmed": True})
+    desk.networks.fetch_network({"name": "hues", "confirmed": True})
     assert desk.services.downloads.wait(30)
     assert desk.services.downloads.all()[0].state is DownloadState.DONE
 
@@ -194,12 +194,12 @@ def test_what_is_not_verified_is_agreed_to_first(hub: tuple[TaggingDesk, Hugging
 def test_actions_reach_downloads_of_taggers_only(hub: tuple[TaggingDesk, HuggingFacePlayer]) -> None:
     desk, player = hub
     player.publish()
-    desk.fetch_tagger({"name": "hues"})
+    desk.networks.fetch_network({"name": "hues"})
     assert desk.services.downloads.wait(30)
     (done,) = desk.services.downloads.all()
     with pytest.raises(SafelightError, match="not known"):
-        desk.tagger_action({"id": "../../x", "action": "remove"})
-    assert "off the list" in desk.tagger_action({"id": done.id, "action": "remove"})["text"]
+        desk.networks.network_action({"id": "../../x", "action": "remove"})
+    assert "off the list" in desk.networks.network_action({"id": done.id, "action": "remove"})["text"]
     assert desk.services.downloads.on_shelf(TAGGERS) == set()
 
 

@@ -78,6 +78,7 @@ def test_nothing_personal_is_in_the_page_that_anyone_could_see(config: dict[str,
 STUDIO_PARTS = (
     "studio",
     "studio_filter",
+    "studio_networks",
     "studio_captions",
     "studio_card",
     "studio_viewer",

@@ -1,7 +1,7 @@
 // The Masks panel of the Dataset tab, and the tool that paints one in the viewer (studio_paint.js).
 (() => {
   "use strict";
-  const { h, setText, redraw, poll, call, act, confirm_dialog, paint_mask, studio } = window.safelight;
+  const { h, setText, redraw, poll, call, paint_mask, studio } = window.safelight;
 
   window.safelight.define("studio_masks", ({ element, server }) => {
     const panel = studio.panel(element, { id: "masks", title: "Masks", writes: true });
@@ -63,46 +63,7 @@
 
     // ---- the networks -----------------------------------------------------------------------------------------------
 
-    async function fetch_it(one) {
-      let answer = await act(server, "fetch_network", { name: one.name });
-      if (answer?.confirm) {
-        const agreed = await confirm_dialog(`${answer.confirm.join(". ")}. Fetch ${one.title} all the same?`, "Fetch");
-        answer = agreed && (await act(server, "fetch_network", { name: one.name, confirmed: true }));
-      }
-      look();
-    }
-
-    async function do_download(one, action) {
-      if (action === "remove" && !(await confirm_dialog(`Delete what has come of ${one.title}?`, "Delete"))) return;
-      await act(server, "network_action", { id: one.download.id, action });
-      look();
-    }
-
-    async function drop(one) {
-      if (!(await confirm_dialog(`Remove ${one.title} from this machine? It can be fetched again.`, "Remove"))) return;
-      await act(server, "remove_network", { name: one.name });
-      look();
-    }
-
-    /** A network with what can be done about it: fetch, watch, cancel, go on, remove. */
-    function card(one) {
-      const state = one.download;
-      return h(
-        "div",
-        { class: "sl-tagger", "data-network": one.name },
-        h("p", {}, h("strong", {}, one.title), ": ", one.why, h("span", { class: "sl-muted" }, ` ${[one.size, one.licence, one.source].filter(Boolean).join(" · ")}`)),
-        state ? h("p", { class: "sl-line" }, h("span", { class: `sl-chip sl-${state.tone}` }, state.word), " ", state.line) : null,
-        state?.active ? h("progress", { max: "100", value: String(state.percent), "aria-label": `Download of ${one.title}` }) : null,
-        state?.message ? h("p", { class: "sl-message sl-bad" }, state.message) : null,
-        h(
-          "div",
-          { class: "sl-actions" },
-          state ? state.actions.map(([action, label]) => button(label, () => do_download(one, action), { "data-key": `${action}-${one.name}`, "aria-label": `${label} ${one.title}` })) : null,
-          one.here || state ? null : button(`Download (${one.size})`, () => fetch_it(one), { "data-key": `fetch-${one.name}`, "aria-label": `Download ${one.title}` }),
-          one.here ? button("Remove", () => drop(one), { class: "sl-button sl-plain", "data-key": `drop-${one.name}`, "aria-label": `Remove ${one.title}` }) : null,
-        ),
-      );
-    }
+    const card = (one) => studio.network_card(one, server, () => look());
 
     async function look_at_networks() {
       if (!panel.is_open()) return;

@@ -1,7 +1,7 @@
 // The panel "Tag pictures" of the Dataset tab: choose a tagger or captioner, fetch it, and let it write captions.
 (() => {
   "use strict";
-  const { h, setText, redraw, poll, call, act, confirm_dialog, notify, studio } = window.safelight;
+  const { h, setText, redraw, poll, call, notify, studio } = window.safelight;
   const KEY = "safelight-studio-tagging";
   const FIRST = ["general_threshold", "character_threshold", "prompt", "max_new_tokens", "mode"]; // the others are folded
   const MODES = { ignore: "leave it as it is", append: "add what is new", replace: "write it anew" };
@@ -11,7 +11,6 @@
 
   window.safelight.define("studio_tagging", ({ element, server }) => {
     const panel = studio.panel(element, { id: "tagging", title: "Tag pictures", writes: true });
-    const button = (label, work, attributes = {}) => h("button", { type: "button", class: "sl-button", onclick: work, ...attributes }, label);
     let options = [];
     let taggers = [];
     let inputs = {};
@@ -50,47 +49,7 @@
       if ([...select.options].some((option) => option.value === before)) select.value = before;
     }
 
-    async function fetch_it(one) {
-      let answer = await act(server, "fetch_tagger", { name: one.name });
-      if (answer?.confirm) {
-        const agreed = await confirm_dialog(`${answer.confirm.join(". ")}. Fetch ${one.title} all the same?`, "Fetch");
-        answer = agreed && (await act(server, "fetch_tagger", { name: one.name, confirmed: true }));
-      }
-      look();
-    }
-
-    async function do_download(one, action) {
-      if (action === "remove" && !(await confirm_dialog(`Delete what has come of ${one.title}?`, "Delete"))) return;
-      await act(server, "tagger_action", { id: one.download.id, action });
-      look();
-    }
-
-    async function remove(one) {
-      if (!(await confirm_dialog(`Remove ${one.title} from this machine? It can be fetched again.`, "Remove"))) return;
-      await act(server, "remove_tagger", { name: one.name });
-      look();
-    }
-
-    /** A tagger with what can be done about it: fetch, watch, cancel, go on, remove. */
-    function card(one) {
-      const facts = [one.size, one.licence, one.source].filter(Boolean).join(" · ");
-      const state = one.download;
-      return h(
-        "div",
-        { class: "sl-tagger", "data-tagger": one.name, "data-here": one.here ? "yes" : "no" },
-        h("p", {}, h("strong", {}, one.title), ": ", one.why, facts ? h("span", { class: "sl-muted" }, ` ${facts}`) : null),
-        state ? h("p", { class: "sl-line" }, h("span", { class: `sl-chip sl-${state.tone}` }, state.word), " ", state.line) : null,
-        state?.active ? h("progress", { max: "100", value: String(state.percent), "aria-label": `Download of ${one.title}` }) : null,
-        state?.message ? h("p", { class: "sl-message sl-bad" }, state.message) : null,
-        h(
-          "div",
-          { class: "sl-actions" },
-          state ? state.actions.map(([action, label]) => button(label, () => do_download(one, action), { "data-key": `${action}-${one.name}`, "aria-label": `${label} ${one.title}` })) : null,
-          !one.here && !state ? button(`Download${one.size ? ` (${one.size})` : ""}`, () => fetch_it(one), { "data-key": `fetch-${one.name}`, "aria-label": `Download ${one.title}` }) : null,
-          one.here && !one.own ? button("Remove", () => remove(one), { class: "sl-button sl-plain", "data-key": `drop-${one.name}`, "aria-label": `Remove ${one.title}` }) : null,
-        ),
-      );
-    }
+    const card = (one) => studio.network_card(one, server, () => look());
 
     async function look_at_taggers() {
       if (!panel.is_open()) return;

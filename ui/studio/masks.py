@@ -9,8 +9,6 @@ from typing import Any
 
 from PIL import Image
 
-from security.errors import SafelightError
-from security.policy import Service
 from trainer.dataset.masks import (
     MAX_PAINTED_BYTES,
     MaskMode,
@@ -26,15 +24,14 @@ from trainer.models.text import gigabytes
 from trainer.tagging.base import TaggerRow
 from trainer.tagging.cutouts import cutouts, find_cutout
 from trainer.tagging.onnx_session import gpu_is_usable
-from trainer.tagging.shelf import is_here, plan_tagger, remove_tagger
+from trainer.tagging.shelf import is_here
 from trainer.tasks import TaskControl
-from trainer.workspace import TAGGERS
 from ui.messages import ShownError, text_of
 from ui.model_views import download_row
 from ui.services import Services
 from ui.studio.asked import dataset_of, names_of
+from ui.studio.networks import NetworkDesk
 from ui.studio.panels import Answer, Panel
-from ui.tabs.models import download_action
 
 LANE, KIND = "compute", "mask"
 ALPHA = "alpha"
@@ -49,11 +46,12 @@ class MaskDesk:
 
     def __init__(self, services: Services) -> None:
         self.services = services
+        self.networks = NetworkDesk(services, find_cutout, KIND, "Masks are being made.")
 
     def functions(self) -> Sequence[Answer]:
         """What the scripts call."""
         masks: list[Answer] = [self.get_mask, self.save_mask, self.make_masks, self.invert, self.remove_masks]
-        return [*masks, self.mask_networks, self.fetch_network, self.network_action, self.remove_network]
+        return [*masks, self.mask_networks, *self.networks.functions()]
 
     # ---- one picture ----
 
@@ -134,45 +132,12 @@ class MaskDesk:
 
     def mask_networks(self, _argument: Any = None) -> dict[str, Any]:
         """The networks, which of them are here, and what is being fetched."""
-        downloads = {one.name: one for one in reversed(self._downloads())}
+        downloads = {one.name: one for one in reversed(self.networks.downloads(cutouts()))}
         rows = [_network(row, self._is_here(row), downloads.get(row.name)) for row in cutouts().values()]
         return {"networks": rows, "fault": self.services.downloads.fault}
 
-    def fetch_network(self, argument: Any = None) -> dict[str, Any]:
-        """Asks the hub what a network brings and starts to fetch it; or answers with what has to be agreed to first."""
-        if self.services.downloads.fault:
-            raise SafelightError(self.services.downloads.fault)
-        row = find_cutout(text_of(argument, "name"))
-        plan = plan_tagger(self.services.network, self.services.tokens.get(Service.HUGGING_FACE), row)
-        if plan.confirm and argument.get("confirmed") is not True:
-            return {"confirm": list(plan.confirm)}
-        self.services.downloads.start(plan, name=row.name, confirmed=True)
-        return {
-            "text": f"{row.title} is being fetched ({gigabytes(row.num_bytes)}). You can close this page meanwhile."
-        }
-
-    def network_action(self, argument: Any = None) -> dict[str, Any]:
-        """Does what a button of a network's download says."""
-        wanted = text_of(argument, "id")
-        if wanted not in {one.id for one in self._downloads()}:
-            raise ShownError("This download is not known any more. Reload the page.")
-        return download_action(self.services, wanted, text_of(argument, "action"))
-
-    def remove_network(self, argument: Any = None) -> dict[str, Any]:
-        """Deletes a network's files."""
-        row = find_cutout(text_of(argument, "name"))
-        if any(task.kind == KIND and task.state.is_active for task in self.services.studio.tasks.all()):
-            raise ShownError("Masks are being made. Wait for it or cancel it first.")
-        remove_tagger(self.services.workspace, row.name)
-        return {"text": f"{row.title} is removed from this machine."}
-
     def _is_here(self, row: TaggerRow) -> bool:
         return is_here(self.services.workspace, row)
-
-    def _downloads(self) -> list[Download]:
-        """Downloads of networks, newest first."""
-        shelf = self.services.downloads.on_shelf(TAGGERS)
-        return [one for one in self.services.downloads.all() if one.id in shelf and one.name in cutouts()]
 
 
 def _network(row: TaggerRow, here: bool, download: Download | None) -> dict[str, Any]:

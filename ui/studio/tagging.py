@@ -5,24 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from security.errors import SafelightError
-from security.policy import Service
 from trainer.config.files import SettingKind
 from trainer.models.jobfiles import Download
 from trainer.models.text import gigabytes
 from trainer.tagging.base import Device, TaggerRow, TaggingOptions
 from trainer.tagging.options import FOR_BOTH, FOR_SENTENCES, OPTIONS, tagging_options, title
 from trainer.tagging.prompts import ready_prompts
-from trainer.tagging.shelf import get_tagger, is_here, list_taggers, plan_tagger, remove_tagger
-from trainer.workspace import TAGGERS
-from ui.messages import ShownError, text_of
+from trainer.tagging.shelf import get_tagger, is_here, list_taggers
+from ui.messages import ShownError
 from ui.model_views import download_row
 from ui.services import Services
 from ui.studio.asked import dataset_of, names_of
+from ui.studio.networks import NetworkDesk
 from ui.studio.panels import Answer, Panel
-from ui.tabs.models import download_action
 
-LANE = "compute"
+LANE, KIND = "compute", "tag"
 
 
 class TaggingDesk:
@@ -30,17 +27,13 @@ class TaggingDesk:
 
     def __init__(self, services: Services) -> None:
         self.services = services
+        self.networks = NetworkDesk(
+            services, lambda name: get_tagger(services.workspace, name), KIND, "Pictures are being tagged."
+        )
 
     def functions(self) -> Sequence[Answer]:
         """What the script calls."""
-        return [
-            self.tagging_form,
-            self.tagging_state,
-            self.fetch_tagger,
-            self.tagger_action,
-            self.remove_tagger,
-            self.tag_pictures,
-        ]
+        return [self.tagging_form, self.tagging_state, self.tag_pictures, *self.networks.functions()]
 
     def tagging_form(self, _argument: Any = None) -> dict[str, Any]:
         """The options, as the form shows them."""
@@ -48,39 +41,12 @@ class TaggingDesk:
 
     def tagging_state(self, _argument: Any = None) -> dict[str, Any]:
         """The taggers, and what is being fetched of them."""
-        downloads = {one.name: one for one in reversed(self._downloads())}
+        downloads = {one.name: one for one in reversed(self.networks.downloads())}
         rows = [
             _tagger(one.row, here=one.is_here, own=one.is_own, download=downloads.get(one.row.name))
             for one in list_taggers(self.services.workspace)
         ]
         return {"taggers": rows, "fault": self.services.downloads.fault}
-
-    def fetch_tagger(self, argument: Any = None) -> dict[str, Any]:
-        """Asks the hub what a tagger brings and starts to fetch it; or answers with what has to be agreed to first."""
-        if self.services.downloads.fault:
-            raise SafelightError(self.services.downloads.fault)
-        row = get_tagger(self.services.workspace, text_of(argument, "name"))
-        plan = plan_tagger(self.services.network, self.services.tokens.get(Service.HUGGING_FACE), row)
-        if plan.confirm and argument.get("confirmed") is not True:
-            return {"confirm": list(plan.confirm)}
-        self.services.downloads.start(plan, name=row.name, confirmed=True)
-        size = f" ({gigabytes(plan.num_bytes)})" if plan.num_bytes else ""
-        return {"text": f"{row.title} is being fetched{size}. You can close this page meanwhile."}
-
-    def tagger_action(self, argument: Any = None) -> dict[str, Any]:
-        """Does what a button of a tagger's download says."""
-        wanted = text_of(argument, "id")
-        if wanted not in {one.id for one in self._downloads()}:
-            raise ShownError("This download is not known any more. Reload the page.")
-        return download_action(self.services, wanted, text_of(argument, "action"))
-
-    def remove_tagger(self, argument: Any = None) -> dict[str, Any]:
-        """Deletes a tagger's files."""
-        row = get_tagger(self.services.workspace, text_of(argument, "name"))
-        if any(task.kind == "tag" and task.state.is_active for task in self.services.studio.tasks.all()):
-            raise ShownError("Pictures are being tagged. Wait for it or cancel it first.")
-        remove_tagger(self.services.workspace, row.name)
-        return {"text": f"{row.title} is removed from this machine."}
 
     def tag_pictures(self, argument: Any = None) -> dict[str, Any]:
         """Starts to tag the pictures of `names` with the values of `options`."""
@@ -105,12 +71,7 @@ class TaggingDesk:
             return tag_dataset(workspace, dataset, names, options, control)
 
         heading = f"Tagging with {' and '.join(row.title for row in rows)}"
-        return {"task": tasks.start("tag", heading, dataset.name, work, lane=LANE)}
-
-    def _downloads(self) -> list[Download]:
-        """Downloads of taggers, newest first."""
-        shelf = self.services.downloads.on_shelf(TAGGERS)
-        return [one for one in self.services.downloads.all() if one.id in shelf]
+        return {"task": tasks.start(KIND, heading, dataset.name, work, lane=LANE)}
 
     def _refuse_busy_gpu(self, rows: Sequence[TaggerRow], options: TaggingOptions) -> None:
         if options.device is Device.CPU or self.services.jobs.active_run_id is None:
