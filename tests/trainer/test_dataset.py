@@ -107,7 +107,9 @@ def test_captions_are_shuffled_dropped_and_triggered_as_asked() -> None:
     assert 430 < empty < 570
     assert training_caption("b, a", DatasetConfig(), 1, 2, "a") == "b, a"
     assert with_trigger("a cat", "mira") == "mira, a cat"
-    assert with_trigger("hat, mira", "mira") == "hat, mira"
+    assert with_trigger("hat, mira, cat, mira", "mira") == "mira, hat, cat"
+    assert with_trigger("in the garden, mira smiles", "mira") == "in the garden, mira smiles"
+    assert with_trigger("mira smiles, mira", "mira") == "mira smiles, mira"
     assert with_trigger("", "mira") == "mira"
     assert with_trigger("a cat", "") == "a cat"
 

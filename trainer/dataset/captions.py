@@ -40,9 +40,17 @@ def caption_text(path: Path, name: str) -> str:
 
 
 def with_trigger(caption: str, trigger_word: str) -> str:
-    """The caption with the trigger word in front, unless one of its comma-separated parts starts with it already."""
+    """The caption with the trigger word in front: put there, or moved there if it is a tag of the caption already.
+
+    A part that goes on after the word ("in the garden, mira smiles") stays where it is, since it is half a sentence.
+    """
     trigger = trigger_word.strip()
-    if not trigger or any(holds_trigger(part, trigger) for part in split_tags(caption)):
+    parts = split_tags(caption)
+    if not trigger or any(holds_trigger(part, trigger) for part in parts[:1]):
+        return caption
+    if trigger in parts:
+        return ", ".join([trigger, *(part for part in parts if part != trigger)])
+    if any(holds_trigger(part, trigger) for part in parts):
         return caption
     return f"{trigger}, {caption}" if caption else trigger
 
