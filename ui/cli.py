@@ -404,7 +404,7 @@ def run_tests(arguments: Sequence[str]) -> int:
     cores = os.cpu_count() or 1
     workers = min(cores, MAX_TEST_PROCESSES)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // workers)))
-    return int(pytest.main(["--numprocesses", str(workers), "--dist", "loadgroup"]))
+    return int(pytest.main(["--numprocesses", str(workers), "--dist", "loadscope"]))
 
 
 COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[..., int]]] = {
