@@ -119,3 +119,24 @@ def test_sending_can_be_cancelled_and_what_did_not_come_sent_again(
     report = page.locator(".sl-task[data-task=import]", has_text="again")
     expect(report).to_contain_text("6 pictures added to again, 5 with a caption. 1 left out.")
     assert staged(server) == []
+
+
+def test_what_is_wrong_is_told_beside_what_was_pressed(watched: Watch, server: Served) -> None:
+    page = watched(server.address + "/?tab=dataset", width=390, height=844)
+    page.locator("#studio-open-import").click()
+    page.get_by_label("Into the dataset").fill("wrong")
+    told = page.locator("#studio-import [role=alert]")
+    address = page.get_by_label("From Hugging Face, or a .zip by its address")
+    address.fill("http://example.org/x.zip")
+    address.press("Enter")
+    expect(told).to_contain_text("Only https:// addresses are opened.")
+    expect(told).to_be_in_viewport()
+    path = page.locator("#studio-import-path")
+    path.fill("not/whole")
+    path.press("Enter")
+    expect(told).to_contain_text("not/whole is not a whole path")
+    expect(told).to_be_in_viewport()
+    path.fill("")
+    path.press("Enter")
+    expect(told).to_have_text("Type or paste the folder's whole path first.")
+    expect(path).to_be_focused()

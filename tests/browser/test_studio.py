@@ -15,6 +15,7 @@ from tests.ui.served import Served
 from trainer.dataset.buckets import fit
 from trainer.dataset.settings import load_marks, load_settings
 from trainer.dataset.studio import Studio
+from trainer.dataset.tokens import count_tokens
 from trainer.workspace import Workspace
 
 HOSTILE = '<img src=x onerror="window.hacked=1"> ${window.hacked=2} {{constructor}}'
@@ -320,3 +321,15 @@ def test_the_tab_is_usable_by_everybody(watched: Watch, server: Served) -> None:
         assert not small
         page.keyboard.press("Escape")
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_tokens_are_those_of_the_model_in_the_form_whenever_that_is_known(watched: Watch, server: Served) -> None:
+    text = "astronaut, spacesuit, looking at viewer"
+    make(server, "counted", {"a.png": text})
+    demo, clip = (count_tokens([text], base)[0] for base in ("demo", ""))
+    assert demo != clip
+    page = open_set(watched, server, "counted")
+    tokens = card(page, "a.png").locator(".sl-tokens")
+    expect(tokens).to_have_text(f"{demo}/75")
+    page.evaluate("safelight.studio.set_training({...safelight.studio.training, 'model.base': 'other'})")
+    expect(tokens).to_have_text(f"{clip}/75")

@@ -148,6 +148,8 @@ def test_the_page_prepares_a_version(services: Services, cats: Dataset) -> None:
     state = desk["prepare_state"]({"dataset": "cats"})
     assert state["name"] == "cats-2" and [one["name"] for one in state["options"]][:2] == ["crop", "longest_side"]
     assert all(one["help"] and one["title"] for one in state["options"])
+    told = {one["name"]: one["help"] for one in state["options"]}
+    assert told["mirror"] == "Leave as they are, add a mirrored copy of each, or mirror all of them."
     options = {one["name"]: one["default"] for one in state["options"]} | {"crop": "square"}
     asked = {
         "dataset": "cats",

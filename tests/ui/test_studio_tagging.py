@@ -59,6 +59,7 @@ def test_every_option_is_on_the_page_with_its_help(desk: TaggingDesk) -> None:
     shown = {option["name"]: option for option in desk.tagging_form()["options"]}
     assert set(shown) == set(TaggingOptions.model_fields) == set(OPTIONS)
     assert all(option["help"] and option["for"] in ("tags", "sentence", "both") for option in shown.values())
+    assert "(ignore)" not in shown["mode"]["help"], "a word of the command line, not of the page"
     values = {name: option["default"] for name, option in shown.items()}
     assert tagging_options(values) == TaggingOptions()
 

@@ -91,7 +91,7 @@ class PrepareOptions(Section):
     background: Annotated[str, Field(pattern=r"^(#[0-9A-Fa-f]{6})?$")] = ""
     """Put transparent pictures on this colour, such as #ffffff for white; empty keeps what is transparent."""
     format: Format = Format.KEEP
-    """Write PNG or WebP (both without loss) or JPEG (smaller, quality 95); keep leaves untouched files as they are."""
+    """PNG or WebP (both without loss), JPEG (smaller, quality 95), or as the file is if nothing else changes it (keep)."""
 
 
 OPTIONS: dict[str, Setting] = {setting.name: setting for setting in section_settings(PrepareOptions)}

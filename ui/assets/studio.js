@@ -89,7 +89,14 @@
     if (JSON.stringify(values) === JSON.stringify(studio.training)) return;
     studio.training = values;
     studio.emit("training");
+    count_anew();
   };
+
+  let counted_for; // the model whose tokens the rows tell; the form may come later than they do, or change
+
+  function count_anew() {
+    if (studio.name && counted_for !== studio.training["model.base"]) load(studio.name);
+  }
 
   // ---- the dataset ----------------------------------------------------------------------------------------------
 
@@ -124,6 +131,7 @@
   async function load_rows(name) {
     const number = (asked += 1);
     await desk_here;
+    const base = studio.training["model.base"];
     let answer;
     try {
       answer = await call(desk, "studio_rows", { dataset: name, training: studio.training }, 60);
@@ -138,6 +146,7 @@
       if (old && old.url === row.url) Object.assign(row, { bucket: old.bucket, enlarged: old.enlarged }); // until they are asked for anew
     }
     loaded_at = Date.now();
+    counted_for = base;
     Object.assign(studio, { name: answer.name, builtin: answer.builtin, revision: answer.revision, rows: answer.rows });
     by_name = new Map(studio.rows.map((row) => [row.name, row]));
     if (changed) {
@@ -149,6 +158,7 @@
     studio.emit("rows");
     studio.emit("selection");
     look();
+    count_anew();
   }
 
   studio.choose = async (name) => {

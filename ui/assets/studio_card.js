@@ -56,7 +56,7 @@
       setText(problem, problems.length ? `! ${problems[0]}${problems.length > 1 ? ` (+${problems.length - 1})` : ""}` : "");
       problem.title = problems.join("\n");
       const words = [`Look at ${name}`, row.width ? `${row.width} by ${row.height}` : "", row.caption ? "" : "no caption", ...problems];
-      open.setAttribute("aria-label", words.filter(Boolean).join(", "));
+      open.setAttribute("aria-label", [...new Set(words.filter(Boolean))].join(", "));
     }
 
     const card = {

@@ -149,7 +149,11 @@
     const known = h("datalist", { id: "studio-import-names" });
     const into = h("input", { id: "studio-import-name", class: "sl-field", list: known.id, maxlength: "100", autocomplete: "off", spellcheck: "false" });
     const told = h("p", { class: "sl-message sl-bad", role: "alert" });
-    const tell = (error) => setText(told, error ? (error.told === false ? "Safelight does not answer. Is it still running?" : error.message) : "");
+    const tell = (error, place = zone) => {
+      place.before(told); // beside what was pressed: on a phone the top of the panel is out of sight
+      setText(told, error ? (error.told === false ? "Safelight does not answer. Is it still running?" : error.message) : "");
+      if (error) told.scrollIntoView({ block: "nearest" });
+    };
 
     function name_it() {
       known.replaceChildren(...studio.state.datasets.filter((set) => !set.builtin).map((set) => h("option", { value: set.name })));
@@ -161,7 +165,7 @@
     });
 
     /** Starts work on the server and follows it; the dataset is opened when it is over. */
-    async function start(name, argument) {
+    async function start(name, argument, place) {
       tell(null);
       const dataset = into.value.trim();
       if (!dataset) {
@@ -181,7 +185,7 @@
         document.dispatchEvent(new CustomEvent("safelight:look"));
         return answer;
       } catch (error) {
-        tell(error);
+        tell(error, place);
         return null;
       }
     }
@@ -359,8 +363,11 @@
     );
     here.addEventListener("submit", async (event) => {
       event.preventDefault();
-      if (!path.value.trim()) return path.focus();
-      if (await start("import_path", { path: path.value.trim() })) path.value = "";
+      if (!path.value.trim()) {
+        tell(new Error("Type or paste the folder's whole path first."), where);
+        return path.focus();
+      }
+      if (await start("import_path", { path: path.value.trim() }, where)) path.value = "";
     });
 
     const address = h("input", { id: "studio-import-address", class: "sl-field", autocomplete: "off", spellcheck: "false", placeholder: "hf:owner/name, or the address of a dataset or .zip" });
@@ -388,7 +395,10 @@
     });
     away.addEventListener("submit", async (event) => {
       event.preventDefault();
-      if (!address.value.trim()) return address.focus();
+      if (!address.value.trim()) {
+        tell(new Error("Paste an address first, or type hf:owner/name."), facts);
+        return address.focus();
+      }
       tell(null);
       facts.replaceChildren(h("p", { class: "sl-muted" }, "Asking…"));
       try {
@@ -407,14 +417,14 @@
         fetch_it.focus();
       } catch (error) {
         facts.replaceChildren();
-        tell(error);
+        tell(error, facts);
         address.focus();
       }
     });
 
     async function import_address() {
       const argument = { address: source, column: column.value.trim(), most: Number(most.value) || 0 };
-      if (!(await start("import_from", argument))) return;
+      if (!(await start("import_from", argument, facts))) return;
       address.value = "";
       fetch_it.hidden = true;
       facts.replaceChildren();

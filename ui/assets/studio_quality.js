@@ -42,7 +42,7 @@
         "button",
         {
           type: "button",
-          class: `sl-button ${place === 0 ? "sl-primary" : ""}`,
+          class: "sl-button",
           "data-key": `${finding.kind}-${fix.name}`,
           "aria-label": `${finding.title}: ${label}`,
           disabled: working || null,

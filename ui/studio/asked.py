@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from trainer.config.files import Setting
 from trainer.dataset.captions import MAX_CAPTION_BYTES
 from trainer.dataset.studio import Dataset
 from ui.messages import ShownError, text_of
@@ -13,6 +14,14 @@ from ui.services import Services
 def dataset_of(services: Services, argument: Any) -> Dataset:
     """The dataset that a script works on. Raises SafelightError for a name that leads nowhere."""
     return services.studio.open(text_of(argument, "dataset"))
+
+
+def help_of(setting: Setting) -> str:
+    """What a setting does, without the command line's words for its choices: the page's list has its own."""
+    text = setting.help
+    for choice in setting.choices:
+        text = text.replace(f" ({choice})", "")
+    return text
 
 
 def names_of(argument: Any, dataset: Dataset) -> list[str]:

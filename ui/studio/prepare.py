@@ -10,7 +10,7 @@ from trainer.dataset.prepare import OPTIONS, prepare_dataset, prepare_options
 from trainer.dataset.upscaling import FOLDER, list_upscalers
 from ui.messages import ShownError, text_of
 from ui.services import Services
-from ui.studio.asked import dataset_of, names_of
+from ui.studio.asked import dataset_of, help_of, names_of
 from ui.studio.panels import Answer, Panel
 from ui.studio.sizes import run_with
 
@@ -79,7 +79,7 @@ def _option(setting: Setting, networks: Sequence[str]) -> dict[str, Any]:
     return {
         "name": setting.name,
         "title": TITLES[setting.name],
-        "help": setting.help,
+        "help": help_of(setting),
         "kind": "choice" if choices else setting.kind.value,
         "choices": choices,
         "default": setting.default,

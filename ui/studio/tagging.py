@@ -15,7 +15,7 @@ from trainer.tagging.shelf import get_tagger, is_here, list_taggers
 from ui.messages import ShownError
 from ui.model_views import download_row
 from ui.services import Services
-from ui.studio.asked import dataset_of, names_of
+from ui.studio.asked import dataset_of, help_of, names_of
 from ui.studio.networks import NetworkDesk
 from ui.studio.panels import Answer, Panel
 
@@ -119,7 +119,7 @@ def _option(name: str) -> dict[str, Any]:
     return {
         "name": name,
         "title": title(name),
-        "help": setting.help,
+        "help": help_of(setting),
         "kind": setting.kind.value,
         "choices": list(setting.choices),
         "minimum": setting.minimum,
