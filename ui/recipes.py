@@ -135,11 +135,12 @@ def plan_line(config: TrainConfig, size: Size, seconds_per_step: float | None) -
     batch = f"batch {training.batch_size}"
     if training.gradient_accumulation_steps > 1:
         batch += f" x {training.gradient_accumulation_steps} accumulated"
-    repeats = f"{size.samples / size.pictures:g} repeat{'' if size.samples == size.pictures else 's'}"
+    repeats = size.samples / size.pictures
+    seen = f"x {repeats:g} repeat{'' if repeats == 1 else 's'}" if repeats % 1 == 0 else f"seen {size.samples:g} times"
     prior = f" and {size.prior:g} looks at regularisation pictures" if size.prior else ""
     epochs = training.max_train_steps / per_epoch
     line = (
-        f"{size.pictures} pictures x {repeats}{prior}, {batch} = {per_epoch:.3g} steps per epoch; "
+        f"{size.pictures} pictures {seen}{prior}, {batch} = {per_epoch:.3g} steps per epoch; "
         f"{training.max_train_steps} steps = {epochs:.3g} epochs"
     )
     if seconds_per_step:
