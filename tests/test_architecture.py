@@ -368,6 +368,7 @@ DISTRIBUTIONS = {
     "packageurl": "packageurl-python",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
+    "xdist": "pytest-xdist",
     "yaml": "pyyaml",
 }
 

@@ -55,6 +55,12 @@ def over(services: Services, answer: dict[str, Any]) -> TaskView:
     return services.studio.tasks.get(answer["task"])
 
 
+@pytest.fixture(autouse=True)
+def no_served_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever test came before: without a private folder of a served page uploads lie in the workspace."""
+    monkeypatch.delenv("GRADIO_TEMP_DIR", raising=False)
+
+
 def test_what_was_sent_is_imported_and_the_rest_is_told(services: Services) -> None:
     panel = panel_of(services)
     archive = write_zip(services.workspace.path / "x.zip", Member("z.png", picture_bytes("green"))).read_bytes()
