@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import textwrap
@@ -21,12 +20,12 @@ sys.path.insert(0, str(ROOT))
 RESULTS = ROOT / "benchmarks" / "results" / "dataset.json"
 PAGE = ROOT / "docs" / "benchmarks.md"
 SCRIPTS = {
-    "import": "importing.py",
-    "page": "dataset_page.py",
-    "tagging": "tagging.py",
-    "undo": "undo.py",
+    "import": "importing",
+    "page": "dataset_page",
+    "tagging": "tagging --network lite0",
+    "undo": "undo",
 }
-"""What can be measured, and by which script of this folder. Each prints JSON, perhaps after a line or two."""
+"""What can be measured, and by which module of this folder. Each prints JSON, perhaps after a line or two."""
 TITLES = {
     "import": "Importing pictures",
     "page": "The Dataset tab with many pictures",
@@ -84,9 +83,8 @@ def _flat(value: Any, path: str = "") -> list[tuple[str, str]]:
 
 def measure(name: str) -> Any:
     """What the script of that name prints."""
-    command = [sys.executable, str(ROOT / "benchmarks" / SCRIPTS[name])]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    command = [sys.executable, "-m", *f"benchmarks.{SCRIPTS[name]}".split()]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout[done.stdout.index("{") :])
 
 

@@ -158,7 +158,7 @@ def main() -> int:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pictures", type=int, default=64, metavar="N")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N")
     parser.add_argument("--batch-size", type=int, default=4, metavar="N")
     parser.add_argument("--network", choices=("lite0", "vit"), action="append", help="default: both")
     parser.add_argument("--tagger", type=Path, metavar="FOLDER", help="measure this tagger instead")
