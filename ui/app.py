@@ -8,6 +8,8 @@ from typing import Any
 
 import gradio as gr
 
+from trainer.dataset.scan import find_dataset
+from trainer.dataset.settings import load_settings
 from ui.messages import shown_to_the_user
 from ui.services import Services
 from ui.strip import status_strip
@@ -91,9 +93,12 @@ def _connect(
     def use(event: gr.EventData) -> tuple[Any, str]:
         return gr.Tabs(selected="train"), str(event.name)
 
+    @shown_to_the_user()
     def use_dataset(event: gr.EventData) -> tuple[Any, str, Any]:
-        """A dataset without a trigger word leaves the typed one."""
-        return gr.Tabs(selected="train"), str(event.name), str(event.word) or gr.skip()
+        """A dataset without a trigger word leaves the typed one. It is read here: the browser may not have it yet."""
+        name = str(event.name)
+        word = load_settings(find_dataset(services.workspace, name)).trigger_word
+        return gr.Tabs(selected="train"), name, word or gr.skip()
 
     def sizes(values: dict[gr.components.Component, Any]) -> dict[str, Any]:
         """The Dataset tab shows what training will do, with the settings as they stand."""

@@ -231,7 +231,7 @@
     });
     use.addEventListener("click", async () => {
       await studio.flush();
-      trigger("use", { name: studio.name, word: studio.state.trigger || "" });
+      trigger("use", { name: studio.name });
     });
     document.addEventListener("keydown", (event) => {
       if (current_tab() !== "dataset" || !(event.ctrlKey || event.metaKey) || event.altKey || document.querySelector("dialog[open]:not(.sl-look)")) return;
