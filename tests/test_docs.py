@@ -68,7 +68,7 @@ def settings_page() -> str:
     """docs/settings.md."""
     parts = [
         "# Settings of a run\n\n"
-        "Made from `trainer/config/schema.py`: do not edit. Each one is a field of the Train tab, a line of a run's\n"
+        "Made from `trainer/config/sections.py`: do not edit. Each one is a field of the Train tab, a line of a run's\n"
         "`config.toml`, and a flag: `python launch.py train run.toml --lora.rank 8`.\n"
     ]
     section = None

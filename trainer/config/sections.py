@@ -1,0 +1,215 @@
+"""Every setting of a run, once: type, range, default and a one-sentence help text, by group.
+
+The page's form, the command line flags, the commented TOML file and the documentation are all made from these models.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from trainer.config.choices import (
+    KeyFormat,
+    LoraTargets,
+    OptimizerName,
+    Precision,
+    PredictionType,
+    SavePrecision,
+    ScheduleName,
+    Switch,
+)
+
+
+class Section(BaseModel):
+    """A group of settings: frozen, unknown keys refused, help text taken from the docstring under each field."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+
+WEIGHTED_DATASET = r"^(0|[1-9][0-9]{0,3})([.][0-9]{1,2})? +[^ ].*$"
+"""`0.5 faces`: a weight with at most two decimals, so that turns come round, and a dataset."""
+
+
+class ModelConfig(Section):
+    """The base model that the LoRA is trained on."""
+
+    base: Annotated[str, Field(min_length=1, max_length=1024)] = "demo"
+    """Name of a model in the library, or the path of a diffusers folder or .safetensors file; `demo` is the embedded one."""
+    prediction_type: PredictionType = PredictionType.AUTO
+    """What the base predicts: noise (epsilon) or velocity (v_prediction); a wrong choice ruins the result, so leave it on auto."""
+    zero_terminal_snr: Switch = Switch.AUTO
+    """Noise schedule that ends in pure noise; only for v-prediction bases that were trained with it."""
+    precision: Precision = Precision.AUTO
+    """Number format of the frozen base: bf16 and fp16 halve the memory, fp32 is exact; auto takes bf16 on a GPU that has it, else fp32."""
+    clip_skip: Annotated[int, Field(ge=1, le=4)] = 1
+    """Which text encoder layer to read, counted from the end: 2 for many anime SD 1.x models; SDXL always reads the one before the last."""
+
+
+class DatasetConfig(Section):
+    """The pictures and captions to learn from."""
+
+    folder: Annotated[str, Field(min_length=1, max_length=1024)] = "ink"
+    """Name of a dataset in the library, or the path of a folder with pictures; `ink` is the embedded one."""
+    more: tuple[Annotated[str, Field(pattern=WEIGHTED_DATASET, max_length=1024)], ...] = ()
+    """More datasets for the same run, one per line as `WEIGHT NAME`: `0.5 faces` shows each of its pictures half as often per epoch."""
+    regularisation: tuple[Annotated[str, Field(min_length=1, max_length=1024)], ...] = ()
+    """Datasets of what the model should not forget, one per line: shown as often as all training pictures together, without trigger word."""
+    resolution: Annotated[int, Field(ge=64, le=4096)] = 512
+    """Side in pixels of the square whose area every training picture gets; more detail needs more memory and time."""
+    aspect_buckets: bool = True
+    """Keep each picture's shape by grouping pictures of like aspect; off crops everything to a square."""
+    max_aspect_ratio: Annotated[float, Field(ge=1.0, le=8.0)] = 2.0
+    """Widest shape a bucket may have; pictures beyond it are cropped to it."""
+    min_bucket_pictures: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Fewest pictures that a bucket may have; those of an emptier one go to the nearest other shape and are cropped a little more."""
+    repeats: Annotated[int, Field(ge=1, le=1000)] = 1
+    """How often each picture is seen per epoch; a folder named `10_name`, or the dataset itself, sets it for its own pictures."""
+    caption_extension: Annotated[str, Field(pattern=r"^\.[A-Za-z0-9]{1,16}$")] = ".txt"
+    """Ending of the caption file beside each picture."""
+    trigger_word: Annotated[str, Field(max_length=200)] = ""
+    """Word put in front of every caption that does not hold it yet, so that a prompt can call up the LoRA; empty takes the dataset's own."""
+    shuffle_tags: bool = False
+    """Shuffle the comma-separated parts of a caption at every step, so that their order is not learned; the trigger word stays first."""
+    keep_tokens: Annotated[int, Field(ge=0, le=64)] = 0
+    """How many leading comma-separated parts stay in place when shuffling; a trigger word comes first and counts among them."""
+    caption_dropout_rate: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Share of steps in which a picture is shown without its caption; a little (0.05) keeps guidance strong."""
+    max_token_length: Annotated[int, Field(ge=75, le=225, multiple_of=75)] = 75
+    """Longest caption in tokens; longer ones are read in pieces of 75 and cut, with a warning, beyond this."""
+    flip_augmentation: bool = False
+    """Show pictures mirrored half of the time; not for faces with a side, text or asymmetric characters."""
+    cache_latents: bool = True
+    """Keep encoded pictures on disk by content, so that the next run starts at once."""
+
+
+class LoraConfig(Section):
+    """The adapter that is trained."""
+
+    rank: Annotated[int, Field(ge=1, le=256)] = 16
+    """Rank (dimension) of the LoRA matrices; higher learns more and makes a larger file."""
+    alpha: Annotated[float, Field(gt=0.0, le=1024.0)] = 16.0
+    """Scale of the LoRA: its effect is multiplied by alpha / rank, so half the rank halves the step size."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the LoRA's inputs dropped at random in each step; a little works against overfitting."""
+    targets: LoraTargets = LoraTargets.ATTENTION_FEED_FORWARD_PROJECTION
+    """Layers of the denoiser that get a LoRA; attention alone is smaller and gentler."""
+    train_text_encoder: bool = False
+    """Also train a LoRA on the text encoder; helps new words, costs time and overfits sooner."""
+
+
+class OptimizerConfig(Section):
+    """How the LoRA's weights move."""
+
+    name: OptimizerName = OptimizerName.ADAMW
+    """How gradients become steps: adamw is the usual choice, radam starts more gently and needs no warm-up."""
+    learning_rate: Annotated[float, Field(gt=0.0, le=10.0)] = 1e-4
+    """Step size; too high destroys the picture or the loss, too low learns nothing."""
+    text_encoder_learning_rate: Annotated[float, Field(gt=0.0, le=10.0)] = 5e-5
+    """Step size of the text encoder's LoRA; keep it at or below the learning rate. Only used with lora.train_text_encoder."""
+    beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    """How long the optimizer remembers the direction of past steps."""
+    beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
+    """How long the optimizer remembers the size of past gradients."""
+    epsilon: Annotated[float, Field(gt=0.0, le=1e-2)] = 1e-8
+    """Small number that keeps the optimizer's division stable."""
+    weight_decay: Annotated[float, Field(ge=0.0, le=1.0)] = 1e-2
+    """Pull of the weights towards zero; more works against overfitting."""
+    schedule: ScheduleName = ScheduleName.CONSTANT
+    """Shape of the learning rate over the run."""
+    warmup_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Steps in which the learning rate rises from zero; steadies the start."""
+    min_learning_rate_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Floor of a falling schedule as a share of the learning rate; no effect on the constant schedule."""
+    num_cycles: Annotated[int, Field(ge=1, le=100)] = 1
+    """How often the cosine_with_restarts schedule starts again."""
+    power: Annotated[float, Field(gt=0.0, le=10.0)] = 1.0
+    """Exponent of the polynomial schedule; 1 falls in a straight line, 2 falls fast and then slowly."""
+
+
+class TrainingConfig(Section):
+    """Length, batch and memory of the run."""
+
+    max_train_steps: Annotated[int, Field(ge=1, le=10_000_000)] = 1000
+    """Number of optimizer steps; each one looks at batch_size x gradient_accumulation_steps pictures."""
+    batch_size: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Pictures per forward pass; more is smoother and needs more memory."""
+    gradient_accumulation_steps: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Forward passes that are added up before one optimizer step; smooths like a larger batch at no memory cost."""
+    max_grad_norm: Annotated[float, Field(ge=0.0, le=1000.0)] = 1.0
+    """Longest gradient allowed, longer ones are shortened to it; 0 switches clipping off."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice instead of keeping them: much less memory, about a third slower."""
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 42
+    """Start of all randomness; the same seed and settings give the same LoRA on the same machine."""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:[0-9]{1,2})?)$")] = "auto"
+    """Where to compute: auto takes the first GPU, else the CPU."""
+
+
+class LossConfig(Section):
+    """What counts as an error, and how much."""
+
+    min_snr_gamma: Annotated[float, Field(ge=0.0, le=100.0)] = 0.0
+    """Weighs down nearly clean timesteps (Min-SNR, gamma 5 is usual) so that training is faster and steadier; 0 switches it off."""
+    noise_offset: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Adds a constant shift to the noise so that very dark and very bright pictures can be learned (0.05 to 0.1); 0 switches it off."""
+    use_masks: bool = True
+    """Learn only what is white in the masks of a dataset; pictures without a mask are learned whole."""
+    unmasked_weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
+    """How much the black part of a mask counts all the same; a little keeps backgrounds sound, 0 ignores it."""
+    prior_loss_weight: Annotated[float, Field(ge=0.0, le=10.0)] = 1.0
+    """How much a regularisation picture's error counts beside a training picture's; less learns faster and forgets more."""
+
+
+class SampleConfig(Section):
+    """Pictures drawn before, during and after training with fixed seeds."""
+
+    prompts: tuple[Annotated[str, Field(min_length=1, max_length=2000)], ...] = ()
+    """One prompt per line; each is drawn with the same seed every time, so that only the LoRA changes."""
+    negative_prompt: Annotated[str, Field(max_length=2000)] = ""
+    """What the samples should not show."""
+    every_n_steps: Annotated[int, Field(ge=0, le=10_000_000)] = 0
+    """Draw the samples every this many steps, besides before and after; 0 draws only before and after."""
+    num_inference_steps: Annotated[int, Field(ge=1, le=200)] = 20
+    """Denoising steps per sample; more is finer and slower."""
+    guidance_scale: Annotated[float, Field(ge=1.0, le=30.0)] = 7.0
+    """How strictly samples follow the prompt."""
+    width: Annotated[int, Field(ge=64, le=4096, multiple_of=8)] = 512
+    """Width of the samples in pixels."""
+    height: Annotated[int, Field(ge=64, le=4096, multiple_of=8)] = 512
+    """Height of the samples in pixels."""
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 1
+    """Seed of the first sample; the others count up from it."""
+
+
+class ValidationConfig(Section):
+    """Loss on pictures that are never trained on."""
+
+    folder: Annotated[str, Field(max_length=1024)] = ""
+    """Dataset name or folder with held-out pictures; empty measures no held-out loss."""
+    every_n_steps: Annotated[int, Field(ge=0, le=10_000_000)] = 0
+    """Measure the held-out loss every this many steps, besides before and after; 0 measures only before and after."""
+    num_timesteps: Annotated[int, Field(ge=1, le=100)] = 8
+    """Noise levels at which each held-out picture is measured; more is steadier and slower."""
+
+
+class SaveConfig(Section):
+    """Checkpoints and the exported file."""
+
+    every_n_steps: Annotated[int, Field(ge=0, le=10_000_000)] = 0
+    """Write a checkpoint and a LoRA file every this many steps; 0 writes them only at the end or on stop."""
+    keep_last: Annotated[int, Field(ge=1, le=1000)] = 3
+    """How many checkpoints to keep; older ones are deleted, their LoRA files stay."""
+    precision: SavePrecision = SavePrecision.FP16
+    """Number format of the exported LoRA; fp16 loads everywhere and is half the size of fp32."""
+    key_format: KeyFormat = KeyFormat.BOTH
+    """Key names of the exported LoRA: kohya for ComfyUI, A1111 and most tools, diffusers for diffusers and peft, or both files."""
+    save_captions: bool = False
+    """Store how often each tag occurs in the LoRA's metadata; leave off to keep captions private."""
+
+
+def weighted_dataset(line: str) -> tuple[Fraction, str]:
+    """Weight and name of a line of dataset.more."""
+    weight, _, name = line.partition(" ")
+    return Fraction(weight), name.strip()
