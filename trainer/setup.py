@@ -16,6 +16,7 @@ from security.roots import Root
 from trainer import events
 from trainer.adapters import add_lora
 from trainer.checkpoints import newest_good_checkpoint
+from trainer.config.inactive import inactive_warning
 from trainer.config.schema import TrainConfig
 from trainer.dataset.batches import BatchPlan, PlacedPicture
 from trainer.dataset.cache import TensorCache
@@ -105,6 +106,8 @@ def prepare(
 ) -> Run:
     """Everything before the first step. Raises SafelightError for what the user can mend, StoppedEarly on stop."""
     preparation = Preparation(emit, control)
+    if inactive := inactive_warning(config, inputs.model.family):
+        emit(events.Warned(inactive))
     preparation.phase("Reading pictures")
     scanned = [(source, _scan(config, source, emit)) for source in inputs.sources]
     held_out = [] if inputs.held_out is None else _scan(config, inputs.held_out, emit)

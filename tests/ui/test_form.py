@@ -167,3 +167,12 @@ def test_a_new_model_brings_its_settings_but_not_over_those_that_were_touched(tm
     assert by_name["dataset.resolution"] == TrainConfig().dataset.resolution
     assert by_name["lora.rank"] == gr.skip()
     assert by_name["dataset.folder"] == gr.skip()
+
+
+def test_settings_without_effect_are_told_at_their_fields(tmp_path: Any) -> None:
+    tab = train_tab(make_services(tmp_path))
+    told, _ = tab.look(typed(tab.form, **{"optimizer.power": 2.0, "dataset.folder": "ink"}))
+    assert set(told["inactive"]) == {"optimizer.power"}
+    assert "optimizer.schedule" in told["inactive"]["optimizer.power"]
+    faulty, _ = tab.look(typed(tab.form, **{"optimizer.power": 2.0, "lora.rank": 0}))
+    assert faulty["inactive"] is None  # the page keeps the notes that it has

@@ -42,13 +42,32 @@
       none.hidden = found > 0;
     });
 
-    function draw_changes(list) {
+    /** A short note under each setting that does nothing in this combination. */
+    function mark_inactive(reasons) {
+      for (const block of blocks()) {
+        const reason = reasons[Object.keys(reasons).find((name) => block.id === `set-${name.replaceAll(/[._]/g, "-")}`)] || "";
+        const id = `${block.id}-inactive`;
+        let note = document.getElementById(id);
+        const field = block.querySelector("input, textarea");
+        if (!reason) {
+          note?.remove();
+          if (field?.getAttribute("aria-describedby") === id) field.removeAttribute("aria-describedby");
+          continue;
+        }
+        if (!note) block.append((note = h("p", { id, class: "sl-inactive" })));
+        if (note.textContent !== reason) note.textContent = reason;
+        if (!field?.hasAttribute("aria-describedby")) field?.setAttribute("aria-describedby", id);
+      }
+    }
+
+    function draw_changes([list, reasons]) {
       if (!list.length) return [];
       const entry = (change) =>
         h(
           "li",
           {},
           h("span", {}, `${change.label}: ${change.from} → `, h("strong", {}, change.to)),
+          reasons[change.name] ? h("span", { class: "sl-inactive" }, reasons[change.name]) : null,
           h(
             "button",
             { type: "button", class: "sl-button", "data-key": change.name, "aria-label": `Reset ${change.label} to ${change.from}`, onclick: () => trigger("reset", { name: change.name }) },
@@ -62,6 +81,8 @@
         h("ul", { class: "sl-changes" }, list.map(entry)),
       );
     }
+
+    let inactive = {};
 
     function show_export({ name, text, command }) {
       const button = (label, work, kind = "") => h("button", { type: "button", class: `sl-button ${kind}`, onclick: work }, label);
@@ -90,7 +111,9 @@
       if (!value.plan) return;
       plan.className = `sl-message sl-${value.plan.tone}`;
       if (plan.textContent !== value.plan.text) plan.textContent = value.plan.text;
-      redraw(changed, value.changed, draw_changes);
+      inactive = value.inactive || inactive;
+      mark_inactive(inactive);
+      redraw(changed, [value.changed, inactive], draw_changes);
     }
     watch("value", show);
     show();

@@ -11,6 +11,7 @@ from gradio.components import Component
 
 from security.errors import SafelightError
 from trainer.config.files import ConfigError, dump_config, load_config
+from trainer.config.inactive import inactive_settings
 from trainer.config.schema import Section, TrainConfig
 from trainer.dataset.scan import list_datasets
 from trainer.runs import Progress, RunFolder
@@ -114,7 +115,16 @@ class TrainTab:
         """What the form as it stands means: the plan, the changes, and the draft that survives a reload."""
         typed = self.form.plain_values(values)
         changed = changes(typed, self._recipe(typed["model.base"]))
-        return {"plan": self._plan(values), "changed": changed}, {"values": typed}
+        return {"plan": self._plan(values), "changed": changed, "inactive": self._inactive(values)}, {"values": typed}
+
+    def _inactive(self, values: Values) -> dict[str, str] | None:
+        """Settings without effect and why; None while the form has a mistake, so that it can't be told."""
+        try:
+            config = self.form.read(values)
+        except ConfigError:
+            return None
+        families = {info.name: info.family for info in self.services.library.models()}
+        return inactive_settings(config, family=families.get(config.model.base) or None)
 
     def _plan(self, values: Values) -> dict[str, str]:
         try:

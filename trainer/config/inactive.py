@@ -1,0 +1,121 @@
+"""Settings that do nothing in this combination: harmless, but whoever set them should know.
+
+What can't be run at all is refused in combinations.py instead. A new row needs nothing else: the page, the command line
+and the tests run over the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from trainer.config.choices import ScheduleName
+from trainer.families import family_row
+
+if TYPE_CHECKING:
+    from trainer.config.schema import TrainConfig
+
+
+@dataclass(frozen=True)
+class InactiveRow:
+    """`settings` (`section.field`) do nothing where `applies`, which gets the config and the model family.
+
+    The family is None where it is not known yet. `reason` is one sentence with the way to make them count.
+    """
+
+    settings: tuple[str, ...]
+    applies: Callable[[TrainConfig, str | None], bool]
+    reason: str
+
+
+ROWS: tuple[InactiveRow, ...] = (
+    InactiveRow(
+        ("model.clip_skip",),
+        lambda config, family: family is not None and not family_row(family).has_clip_skip,
+        "Does nothing with this model, which always reads the same layer of its text encoders.",
+    ),
+    InactiveRow(
+        ("dataset.max_aspect_ratio", "dataset.min_bucket_pictures"),
+        lambda config, family: not config.dataset.aspect_buckets,
+        "Does nothing while dataset.aspect_buckets is off, since all pictures are cut to one square.",
+    ),
+    InactiveRow(
+        ("dataset.shuffle_tags", "dataset.keep_tokens", "dataset.max_token_length"),
+        lambda config, family: config.dataset.caption_dropout_rate == 1.0,
+        "Does nothing while dataset.caption_dropout_rate is 1, since no caption is ever shown.",
+    ),
+    InactiveRow(
+        ("optimizer.text_encoder_learning_rate",),
+        lambda config, family: not config.lora.train_text_encoder,
+        "Does nothing while lora.train_text_encoder is off.",
+    ),
+    InactiveRow(
+        ("optimizer.min_learning_rate_ratio",),
+        lambda config, family: config.optimizer.schedule is ScheduleName.CONSTANT,
+        "Does nothing on the constant schedule, which never falls: choose another optimizer.schedule.",
+    ),
+    InactiveRow(
+        ("optimizer.num_cycles",),
+        lambda config, family: config.optimizer.schedule is not ScheduleName.COSINE_WITH_RESTARTS,
+        "Does nothing unless optimizer.schedule is cosine_with_restarts.",
+    ),
+    InactiveRow(
+        ("optimizer.power",),
+        lambda config, family: config.optimizer.schedule is not ScheduleName.POLYNOMIAL,
+        "Does nothing unless optimizer.schedule is polynomial.",
+    ),
+    InactiveRow(
+        ("loss.unmasked_weight",),
+        lambda config, family: not config.loss.use_masks,
+        "Does nothing while loss.use_masks is off.",
+    ),
+    InactiveRow(
+        ("loss.prior_loss_weight",),
+        lambda config, family: not config.dataset.regularisation,
+        "Does nothing without pictures in dataset.regularisation.",
+    ),
+    InactiveRow(
+        # Not width and height: a model's recipe sets them, so nobody has to be told.
+        ("sample.negative_prompt", "sample.num_inference_steps", "sample.guidance_scale", "sample.seed"),
+        lambda config, family: not config.sample.prompts,
+        "Does nothing without sample.prompts.",
+    ),
+    InactiveRow(
+        ("sample.negative_prompt",),
+        lambda config, family: config.sample.guidance_scale == 1.0,
+        "Does nothing while sample.guidance_scale is 1, which draws without a negative prompt.",
+    ),
+    InactiveRow(
+        ("validation.num_timesteps",),
+        lambda config, family: not config.validation.folder,
+        "Does nothing without held-out pictures in validation.folder.",
+    ),
+)
+
+
+def inactive_settings(config: TrainConfig, *, family: str | None = None) -> dict[str, str]:
+    """Settings that differ from their default but do nothing here, each with one sentence why."""
+    found: dict[str, str] = {}
+    for row in ROWS:
+        if row.applies(config, family):
+            for name in row.settings:
+                if _value(config, name) != _default(config, name):
+                    found.setdefault(name, row.reason)
+    return found
+
+
+def inactive_warning(config: TrainConfig, family: str) -> str:
+    """All of them in a text for the start of a run, a line each; empty when there are none."""
+    found = inactive_settings(config, family=family)
+    return "\n".join(f"{name} is {_value(config, name)}. {reason}" for name, reason in found.items())
+
+
+def _value(config: TrainConfig, name: str) -> Any:
+    section, field = name.split(".")
+    return getattr(getattr(config, section), field)
+
+
+def _default(config: TrainConfig, name: str) -> Any:
+    section, field = name.split(".")
+    return type(getattr(config, section)).model_fields[field].default
