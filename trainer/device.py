@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from contextlib import AbstractContextManager
 
 import torch
@@ -67,3 +68,20 @@ def device_label(device: torch.device, dtype: torch.dtype) -> str:
 def dtype_label(dtype: torch.dtype) -> str:
     """`fp32`, `bf16` or `fp16`."""
     return {value: key for key, value in DTYPES.items()}[dtype].value
+
+
+def peak_memory(device: torch.device) -> tuple[int, int]:
+    """The most bytes that were in use at once, and how many there are: of the GPU, or of this whole program and machine.
+
+    0 for what this system does not tell.
+    """
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        others = total - free - torch.cuda.memory_reserved(device)
+        return torch.cuda.max_memory_reserved(device), total - max(0, others)
+    if sys.platform == "win32":
+        return 0, 0
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, 0

@@ -57,9 +57,13 @@ class Started(Event):
 
 @dataclass(frozen=True)
 class Resumed(Event):
-    """The run goes on from the checkpoint of `step`; later steps recorded before are void."""
+    """The run goes on from the checkpoint of `step`; later steps recorded before are void.
+
+    `changed`: settings that are others than before, as {"section.field": "old -> new"}.
+    """
 
     step: int
+    changed: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,28 @@ class LoraSaved(Event):
 
 
 @dataclass(frozen=True)
+class Planned(Event):
+    """What the run was estimated to need before it began, to be judged by `Measured`. Seconds, bytes (0: not known).
+
+    `band`: half the width of the time's error band as a share; `source` says where the numbers come from.
+    """
+
+    seconds: float
+    band: float
+    memory_bytes: int
+    disk_bytes: int
+    source: str
+
+
+@dataclass(frozen=True)
+class Measured(Event):
+    """What the run needed: the most memory in use at once and the files that it wrote, in bytes (0: not known)."""
+
+    memory_bytes: int
+    disk_bytes: int
+
+
+@dataclass(frozen=True)
 class Warned(Event):
     """Something the user should know; the run goes on."""
 
@@ -167,6 +193,8 @@ EVENTS: dict[str, type[Event]] = {
         SampleSaved,
         CheckpointSaved,
         LoraSaved,
+        Planned,
+        Measured,
         Warned,
         Stopping,
         Paused,

@@ -24,6 +24,7 @@ from trainer import events
 from trainer.config.schema import TrainConfig
 from trainer.events import Event
 from trainer.inputs import Inputs, confine_run, find_inputs
+from trainer.preflight.estimates import kept_estimate
 from trainer.runs import LossPoint, Progress, RunFolder, RunReader
 from trainer.workspace import Workspace
 
@@ -252,6 +253,11 @@ class Jobs:
                 with self._guard:
                     self._active = None
 
+    def _planned(self, config: TrainConfig) -> events.Planned | None:
+        """What the run is judged by when it is over: the check of these settings, if there was one."""
+        estimate = kept_estimate(self.workspace, config)
+        return None if estimate is None else estimate.planned()
+
     def _run_on_its_own_thread(self, folder: RunFolder, control: Control) -> None:
         thread = threading.Thread(target=self._run, args=(folder, control), name=TRAINER_THREAD, daemon=True)
         thread.start()
@@ -270,11 +276,14 @@ class Jobs:
         try:
             config = folder.config()
             inputs = find_inputs(config, self.workspace)
+            planned = None if folder.checkpoints_dir.exists() else self._planned(config)
             # Imported before the sandbox shuts: it is our own and the installed code, it looks for its settings in many
             # places when it is imported, and nothing of the model or the pictures has been opened yet.
             train = load(self.workspace)
             sandboxed = confine_run(inputs, folder, self.workspace)
             emit(sandboxed)
+            if planned is not None:
+                emit(planned)
             if not sandboxed.active:
                 emit(events.Warned(f"This run is not in a sandbox. {sandboxed.detail}"))
             train(config, inputs, folder, self.workspace, emit, control)
@@ -283,10 +292,10 @@ class Jobs:
         except Exception as error:  # the job thread's last line: report, whatever it was
             error_id = secrets.token_hex(3).upper()
             logger.exception("run %s failed (id %s)", folder.run_id, error_id)
-            emit(events.Failed(_message(error, self.workspace.logs_dir), step, error_id))
+            emit(events.Failed(error_message(error, self.workspace.logs_dir), step, error_id))
 
 
-def _message(error: Exception, logs_dir: Path) -> str:
+def error_message(error: Exception, logs_dir: Path) -> str:
     """What to tell the user about an error that no one foresaw."""
     if isinstance(error, OSError) and error.errno == 28:
         return "The disk is full. Make room, then press Continue: the run goes on from its last checkpoint."

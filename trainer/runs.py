@@ -22,6 +22,8 @@ from trainer import events
 from trainer.config.files import dump_config, load_config
 from trainer.config.schema import TrainConfig
 from trainer.events import Event
+from trainer.models.text import gigabytes
+from trainer.words import duration
 from trainer.workspace import Workspace
 
 LOG_EVERY_N_STEPS = 10
@@ -92,6 +94,8 @@ class Progress:
     resumes: tuple[int, ...] = ()
     warnings: tuple[str, ...] = ()
     sandbox: events.Sandboxed | None = None
+    planned: events.Planned | None = None
+    measured: events.Measured | None = None
 
 
 class RunFolder:
@@ -108,6 +112,11 @@ class RunFolder:
     @property
     def run_id(self) -> str:
         return self.path.name
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all its files."""
+        return sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
 
     @classmethod
     def create(cls, workspace: Workspace, config: TrainConfig) -> RunFolder:
@@ -251,6 +260,8 @@ class RunHistory:
         self.resumes: list[int] = []
         self.warnings: list[str] = []
         self.sandbox: events.Sandboxed | None = None
+        self.planned: events.Planned | None = None
+        self.measured: events.Measured | None = None
 
     @property
     def total_steps(self) -> int:
@@ -272,6 +283,10 @@ class RunHistory:
                 self.validations.append(event)
             case events.CheckpointSaved():
                 self.checkpoint_step = event.step
+            case events.Planned():
+                self.planned = event
+            case events.Measured():
+                self.measured = event
             case events.Warned():
                 if event.message not in self.warnings:  # a run that goes on meets the same pictures again
                     self.warnings.append(event.message)
@@ -347,6 +362,8 @@ class RunHistory:
             resumes=tuple(self.resumes),
             warnings=tuple(self.warnings),
             sandbox=self.sandbox,
+            planned=self.planned,
+            measured=self.measured,
         )
 
     def loss_curve(self, max_points: int = 400) -> list[LossPoint]:
@@ -408,6 +425,10 @@ def describe(event: Event, total_steps: int) -> str:
             text = f"checkpoint at step {event.step}"
         case events.LoraSaved():
             text = f"LoRA saved: {event.path} ({event.num_bytes / 1e6:.1f} MB, {event.key_format} keys)"
+        case events.Planned():
+            text = f"planned: about {duration(event.seconds)} (±{event.band:.0%}), by {event.source}"
+        case events.Measured():
+            text = f"needed {gigabytes(event.memory_bytes)} of memory and {gigabytes(event.disk_bytes)} on the disk"
         case events.Warned():
             text = f"warning: {event.message}"
         case events.Stopping():

@@ -87,6 +87,11 @@ class Workspace:
         return self.cache_dir / "compiled"
 
     @property
+    def checks_dir(self) -> Path:
+        """What checks of a run found, by its settings."""
+        return self.cache_dir / "checks"
+
+    @property
     def run_caches(self) -> tuple[Path, ...]:
         """What runs write of the cache. The rest is not theirs: uploads of the page's visitors, hashes of checked models."""
         return (self.latents_cache_dir, self.text_cache_dir)

@@ -13,9 +13,9 @@ from security.errors import SafelightError
 from trainer.dataset.history import Edit
 from trainer.dataset.studio import Dataset, Studio
 from trainer.tasks import TaskState, TaskView
+from trainer.words import duration
 from trainer.workspace import Workspace
 from ui.cli_lists import print_table
-from ui.views import duration
 
 AddArguments = Callable[[argparse.ArgumentParser], None]
 Run = Callable[[argparse.Namespace], int]

@@ -19,8 +19,8 @@ from trainer.models.downloads import Downloads
 from trainer.models.jobfiles import Download, DownloadState
 from trainer.models.plans import Plan
 from trainer.models.text import gigabytes
+from trainer.words import duration
 from trainer.workspace import Workspace
-from ui.cli_run import duration_text
 from ui.endpoints import add_endpoint_options, endpoints_of
 from ui.signals import ending_signals
 
@@ -190,7 +190,7 @@ def progress_line(download: Download) -> str:
     if download.rate is not None:
         parts.append(f"{gigabytes(download.rate)}/s")
     if download.eta_seconds is not None:
-        parts.append(f"about {duration_text(download.eta_seconds)} left")
+        parts.append(f"about {duration(download.eta_seconds)} left")
     return "  ".join(parts)
 
 

@@ -21,6 +21,7 @@ from trainer.demo import demo_config
 from trainer.jobs import Jobs
 from trainer.logs import configure_logging
 from trainer.runs import Progress, RunFolder, RunState
+from trainer.words import duration
 from trainer.workspace import Workspace
 from ui.signals import ending_signals
 
@@ -242,13 +243,5 @@ def progress_text(progress: Progress) -> str:
     if progress.seconds_per_step is not None:
         parts.append(f"{progress.seconds_per_step:.2f} s a step")
     if progress.eta_seconds is not None:
-        parts.append(f"about {duration_text(progress.eta_seconds)} left")
+        parts.append(f"about {duration(progress.eta_seconds)} left")
     return "  ".join(parts)
-
-
-def duration_text(seconds: float) -> str:
-    """Seconds as "50 s", "12 min" or "3 h 20 min"."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

@@ -12,7 +12,7 @@ from trainer.models.library import ModelInfo
 from trainer.models.plans import Plan
 from trainer.models.provenance import Integrity
 from trainer.models.text import gigabytes
-from ui.views import duration
+from trainer.words import duration
 
 STATES: dict[DownloadState, tuple[str, str]] = {
     DownloadState.WAITING: ("Waiting", "quiet"),

@@ -15,9 +15,9 @@ from trainer.dataset.scan import find_dataset, picture_paths, repeats_of
 from trainer.dataset.settings import load_settings
 from trainer.demo import demo_config
 from trainer.models.library import ModelInfo
+from trainer.words import duration
 from trainer.workspace import Workspace
 from ui.form import SETTINGS, flat, label
-from ui.views import duration
 
 RESOLUTIONS = {"sdxl": 1024}
 """Side in pixels that a family was trained at, where it is not the schema's default."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trainer.tasks import TaskState, TaskView
-from ui.views import duration
+from trainer.words import duration
 
 CANCEL_TASK = "cancel_task"
 """The strip's action on a task."""

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from trainer.families import FAMILIES
 from trainer.runs import LossPoint, Progress, RunState
+from trainer.words import duration
 from ui.machine import gigabytes
 
 FILES_PREFIX = "safelight"
@@ -38,14 +39,6 @@ STATES: dict[RunState, StateLook] = {
     RunState.INTERRUPTED: StateLook("Interrupted", "busy", "!", _OVER),
 }
 IDLE = StateLook("Idle", "quiet", "", ())
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the words people use: "40 s", "8 min", "1 h 05 min"."""
-    if seconds < 90:
-        return f"{max(0, round(seconds))} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def percent(progress: Progress) -> int:

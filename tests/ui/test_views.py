@@ -11,8 +11,9 @@ import pytest
 from tests.ui.runs_on_disk import run_folder
 from trainer import events
 from trainer.runs import LossPoint, Progress, RunState
+from trainer.words import duration
 from ui.services import Services
-from ui.views import STATES, curve, duration, headline, run_detail, run_row, run_url, strip_values, title
+from ui.views import STATES, curve, headline, run_detail, run_row, run_url, strip_values, title
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ from trainer.dataset.settings import Mark, mask_path
 from trainer.dataset.studio import Dataset
 from trainer.dataset.tokens import count_tokens
 from trainer.tasks import TaskView
+from trainer.words import duration
 from trainer.workspace import Workspace
-from ui.views import FILES_PREFIX, duration
+from ui.views import FILES_PREFIX
 
 FACTS_SECONDS = 0.4
 """How long one answer may read pictures that were never looked at; the page asks for the others afterwards."""

@@ -10,11 +10,11 @@ from security.login import Login
 from security.policy import SESSION_IDLE_SECONDS, SESSION_SECONDS
 from security.privileges import root_warning
 from security.web import current_login
+from trainer.words import duration
 from ui.entrance import Entrance, clock_time
 from ui.messages import ShownError, text_of
 from ui.qr import picture_code
 from ui.services import Services
-from ui.views import duration
 from ui.widgets import drawn_view
 
 
