@@ -81,10 +81,19 @@ class StepDone(Event):
 
 @dataclass(frozen=True)
 class Validated(Event):
-    """Held-out loss after `step` steps; step 0 is the base without the LoRA."""
+    """Held-out loss after `step` steps; step 0 is the base without the LoRA.
+
+    `train_loss` is that of some training pictures measured in the same way (None: not measured). `spread` and
+    `train_spread` are their standard errors. `best`: the lowest held-out loss so far; `notice` tells of overfitting.
+    """
 
     step: int
     loss: float
+    spread: float = 0.0
+    train_loss: float | None = None
+    train_spread: float = 0.0
+    best: bool = False
+    notice: str = ""
 
 
 @dataclass(frozen=True)
@@ -165,10 +174,11 @@ class Paused(Event):
 
 @dataclass(frozen=True)
 class Finished(Event):
-    """The run is over. `stopped`: ended early by the user, with everything saved."""
+    """The run is over. `stopped`: ended early with everything saved, by the user or by itself; then `reason` says why."""
 
     step: int
     stopped: bool
+    reason: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections import Counter
@@ -13,17 +12,18 @@ from trainer.checkpoints import save_checkpoint
 from trainer.config.schema import KeyFormat, TrainConfig
 from trainer.dataset.batches import PlacedPicture
 from trainer.dataset.captions import split_tags
-from trainer.device import device_label, dtype_label
+from trainer.device import device_label, dtype_label, peak_memory
 from trainer.export import save_lora, verify_export
 from trainer.inputs import Inputs
 from trainer.jobs import Control
 from trainer.metadata import ExportFacts, build_metadata, refuse_secret_entries
+from trainer.optimizers import averaged_weights
 from trainer.resume import capture
-from trainer.runs import RunFolder
+from trainer.runs import BEST_ENDING, RunFolder
 from trainer.sampling import draw
 from trainer.setup import Emit, Run, StoppedEarly, prepare, steps_per_epoch
 from trainer.step import train_step
-from trainer.validation import held_out_loss
+from trainer.validation import early_end, held_out_facts, kept_steps, measurements_of, validated
 from trainer.workspace import Workspace
 
 
@@ -43,9 +43,12 @@ def train(
     refuse_secret_entries(metadata, f"{config.name}.safetensors")  # now, not when there is a training to lose
     announce(run, emit)
     total = config.training.max_train_steps
+    reason = ""
     if run.step == 0:
         validate(run, emit)
         draw_samples(run, emit, control)
+    elif run.step < total and due(run.step, config.validation.every_n_steps) and not measurements_of(run).has(run.step):
+        validate(run, emit)  # it was due when the run was stopped
 
     while run.step < total and not control.ends:
         emit(train_step(run))
@@ -53,18 +56,20 @@ def train(
             break
         if due(run.step, config.validation.every_n_steps):
             validate(run, emit)
+            if reason := early_end(run):
+                break
         if due(run.step, config.sample.every_n_steps) or taken(control.sample_now):
             draw_samples(run, emit, control)
         if due(run.step, config.save.every_n_steps) or taken(control.save_now):
             save(run, emit, stem=f"{config.name}-step{run.step:06d}")
 
-    finish(run, emit, control)
+    finish(run, emit, control, reason)
 
 
 def announce(run: Run, emit: Emit) -> None:
     """Says what is about to be trained."""
     if run.resumed_from is not None:
-        emit(events.Resumed(run.resumed_from))
+        emit(events.Resumed(run.resumed_from, run.changed))
     emit(
         events.Started(
             total_steps=run.config.training.max_train_steps,
@@ -78,34 +83,36 @@ def announce(run: Run, emit: Emit) -> None:
     )
 
 
-def finish(run: Run, emit: Emit, control: Control) -> None:
-    """The end of a run: a checkpoint always, the LoRA unless it is only paused, last samples unless it was cut short."""
+def finish(run: Run, emit: Emit, control: Control, reason: str = "") -> None:
+    """The end of a run: a checkpoint always, the LoRA unless it is only paused, last samples unless it was cut short.
+
+    `reason`: why it ends before its last step by itself, if it does.
+    """
     total = run.config.training.max_train_steps
     if run.step < total and control.pause.is_set() and not control.stop.is_set():
         save_state(run, emit)
         emit(events.Paused(run.step))
         return
+    if run.step == total and run.held_out.placed:
+        save_state(run, emit)  # measuring may take minutes, in which nothing should be lost
+        validate(run, emit)
     if run.step > 0:
         save(run, emit, stem=run.config.name)
     if run.step == total:
-        validate(run, emit)
         draw_samples(run, emit, control)
-    emit(events.Finished(run.step, stopped=run.step < total))
+    emit(events.Measured(peak_memory(run.device)[0], run.folder.num_bytes))
+    emit(events.Finished(run.step, stopped=run.step < total, reason=reason))
 
 
 def validate(run: Run, emit: Emit) -> None:
-    """Measures the held-out loss, if there are held-out pictures."""
+    """Measures the held-out loss, if there are held-out pictures, and keeps the LoRA if it is the best so far."""
     if not run.held_out.placed:
         return
-    loss = held_out_loss(run)
-    if math.isfinite(loss):
-        emit(events.Validated(run.step, loss))
-    else:
-        emit(
-            events.Warned(
-                f"The held-out loss at step {run.step} is {loss}: the LoRA or the base gives no usable numbers."
-            )
-        )
+    with averaged_weights(run.optimizer):
+        event = validated(run)
+    emit(event)
+    if isinstance(event, events.Validated) and event.best and run.config.validation.keep_best:
+        save(run, emit, stem=f"{run.config.name}{BEST_ENDING}")
 
 
 def draw_samples(run: Run, emit: Emit, control: Control) -> None:
@@ -115,6 +122,13 @@ def draw_samples(run: Run, emit: Emit, control: Control) -> None:
         return
     run.folder.samples_dir.mkdir(exist_ok=True)
     run.components.vae.to(run.device)
+    with averaged_weights(run.optimizer):
+        _draw_prompts(run, emit, control)
+    run.components.vae.to("cpu")
+
+
+def _draw_prompts(run: Run, emit: Emit, control: Control) -> None:
+    settings = run.config.sample
     prompts = run.prompts.of_samples(settings)
     for index, prompt in enumerate(settings.prompts):
         image = draw(
@@ -135,12 +149,17 @@ def draw_samples(run: Run, emit: Emit, control: Control) -> None:
                 run.step, index, prompt, settings.seed + index, path.relative_to(run.folder.path).as_posix()
             )
         )
-    run.components.vae.to("cpu")
 
 
 def save(run: Run, emit: Emit, *, stem: str) -> None:
     """Writes a checkpoint, and the LoRA as file(s) named `stem` in the run folder, read back and compared."""
     save_state(run, emit)
+    with averaged_weights(run.optimizer):
+        save_files(run, emit, stem=stem)
+
+
+def save_files(run: Run, emit: Emit, *, stem: str) -> None:
+    """Writes the LoRA as it is now."""
     settings = run.config.save
     formats = [KeyFormat.KOHYA, KeyFormat.DIFFUSERS] if settings.key_format is KeyFormat.BOTH else [settings.key_format]
     metadata = build_metadata(run.config, export_facts(run))
@@ -174,6 +193,7 @@ def export_facts(run: Run) -> ExportFacts:
         trigger_words=tuple(dict.fromkeys(source.trigger_word for source in run.sources if source.trigger_word)),
         masked=bool(run.pictures.masks),
         dataset_sha256=run.dataset_sha256,
+        held_out=held_out_facts(run),
     )
 
 
@@ -189,7 +209,7 @@ def _tag_frequency(run: Run, learned: list[PlacedPicture]) -> dict[str, Counter[
 
 def save_state(run: Run, emit: Emit) -> None:
     """Writes a checkpoint to go on from."""
-    path = save_checkpoint(run.folder.checkpoints_dir, capture(run), keep_last=run.config.save.keep_last)
+    path = save_checkpoint(run.folder.checkpoints_dir, capture(run), keep_last=run.config.save.keep_last, protected=kept_steps(run))
     emit(events.CheckpointSaved(run.step, path.relative_to(run.folder.path).as_posix()))
 
 

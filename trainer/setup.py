@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +31,10 @@ from trainer.encoded import Prompts, encode_masks, encode_pictures
 from trainer.events import Event
 from trainer.families import get_family
 from trainer.families.base import Components, ModelFamily, NoiseSchedule
+from trainer.held_out import hold_out
 from trainer.inputs import Inputs
 from trainer.jobs import Control
+from trainer.learning_rates import learning_rate_warnings
 from trainer.optimizers import build_optimizer
 from trainer.randomness import derive_seed
 from trainer.resume import restore
@@ -57,7 +60,11 @@ class PictureSet:
 
 @dataclass
 class Run:
-    """A run that is ready to step. `step`: optimizer steps done. What it does is in trainer/loop.py."""
+    """A run that is ready to step. `step`: optimizer steps done. What it does is in trainer/loop.py.
+
+    `changed`: settings that are others since the checkpoint it goes on from, in words. `memory`: what parts of the loop
+    remember from step to step, nested values under a name of each part's own; checkpoints keep it.
+    """
 
     config: TrainConfig
     folder: RunFolder
@@ -81,6 +88,8 @@ class Run:
     images_seen: int = 0
     resumed_from: int | None = None
     base_learning_rates: list[float] = field(default_factory=list)
+    changed: dict[str, str] = field(default_factory=dict)
+    memory: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -108,10 +117,21 @@ def prepare(
     preparation = Preparation(emit, control)
     if inactive := inactive_warning(config, inputs.model.family):
         emit(events.Warned(inactive))
+    for warning in learning_rate_warnings(config):
+        emit(events.Warned(warning))
     preparation.phase("Reading pictures")
     scanned = [(source, _scan(config, source, emit)) for source in inputs.sources]
     held_out = [] if inputs.held_out is None else _scan(config, inputs.held_out, emit)
     _refuse_leaks([picture for _, pictures in scanned for picture in pictures], held_out)
+    divided = hold_out(
+        config,
+        scanned,
+        held_out,
+        manifest_path=folder.manifest_path,
+        cache_dir=workspace.latents_cache_dir,
+        emit=emit,
+        progress=preparation.counting("Comparing pictures"),
+    )
 
     preparation.phase("Loading the base model")
     device = choose_device(config.training.device)
@@ -123,8 +143,8 @@ def prepare(
     step = family.bucket_step(components)
     _refuse_odd_sample_size(config, step)
     sets = [
-        PictureSet(place_pictures(scanned, config.dataset, step)),
-        PictureSet(place_alone(held_out, config.dataset, step)),
+        PictureSet(place_pictures(divided.trained, config.dataset, step)),
+        PictureSet(place_alone(divided.held_out, config.dataset, step)),
     ]
     manifest = _write_manifest(folder, inputs, sets, emit)
     prompts = _encode(config, family, components, sets, workspace, preparation)
@@ -149,10 +169,10 @@ def prepare(
         plan=BatchPlan(sets[0].placed, config.training.batch_size, config.training.seed),
         prompts=prompts,
         adapted=adapted,
-        parameters=[parameter for group in groups for parameter in group["params"]],
+        parameters=[parameter for group in optimizer.param_groups for parameter in group["params"]],
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(device.type, enabled=dtype is torch.float16),
-        base_learning_rates=[group["lr"] for group in groups],
+        base_learning_rates=[group["lr"] for group in optimizer.param_groups],
     )
     _restore(run, emit)
     return run
@@ -177,7 +197,10 @@ def _write_manifest(folder: RunFolder, inputs: Inputs, sets: list[PictureSet], e
     ]
     if inputs.held_out is not None:
         parts.append((inputs.held_out, sets[1].placed))
-    text = manifest_text(parts)
+        split = []
+    else:
+        split = [(inputs.sources[one.source], [one]) for one in sets[1].placed]
+    text = manifest_text(parts, split)
     if complaint := changes_since(folder.manifest_path, text):
         emit(events.Warned(complaint))
     Root(folder.path).write_text_atomic(folder.manifest_path, text)
@@ -310,7 +333,8 @@ def _restore(run: Run, emit: Emit) -> None:
     for complaint in complaints:
         emit(events.Warned(complaint))
     if checkpoint is not None:
-        restore(run, checkpoint)
+        for sentence in restore(run, checkpoint):
+            emit(events.Warned(sentence))
 
 
 def steps_per_epoch(run: Run) -> float:
