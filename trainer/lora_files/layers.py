@@ -332,7 +332,7 @@ class Decomposed:
         shape = [1, base.shape[1], *[1] * (base.ndim - 2)]
         if self.on_output_axis(base):
             along, shape = list(range(1, base.ndim)), [len(base), *[1] * (base.ndim - 1)]
-        lengths = changed.norm(dim=along, keepdim=True) + torch.finfo(torch.float32).eps
+        lengths = torch.linalg.vector_norm(changed, dim=along, keepdim=True) + torch.finfo(torch.float32).eps
         return changed * self.magnitude.to(base.device).float().reshape(shape) / lengths - base
 
     def tensors(self) -> dict[str, Tensor]:
