@@ -34,6 +34,7 @@ class Workspace:
             workspace.models_dir,
             workspace.datasets_dir,
             workspace.runs_dir,
+            workspace.loras_dir,
             workspace.cache_dir,
             workspace.logs_dir,
         ):
@@ -65,6 +66,11 @@ class Workspace:
     @property
     def runs_dir(self) -> Path:
         return self.path / "runs"
+
+    @property
+    def loras_dir(self) -> Path:
+        """Finished LoRA files that belong to no run: brought in, or made of others."""
+        return self.path / "loras"
 
     @property
     def cache_dir(self) -> Path:

@@ -1,0 +1,152 @@
+"""The LoRA files at hand: those that runs have saved, and those of workspace/loras. Imports no torch."""
+
+from __future__ import annotations
+
+import difflib
+import secrets
+import shutil
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from security.errors import RefusedName, RefusedPath, SafelightError
+from security.names import safe_name, sanitized_name
+from security.roots import Root, refuse_full_disk, resolve_user_file
+from security.weights import check_safetensors, refuse_pickle
+from trainer.models.files import WEIGHT_SUFFIX
+from trainer.workspace import Workspace
+
+PARTIAL_SECONDS = 24 * 3600
+"""Age at which a half-written file is nobody's any more."""
+
+
+@dataclass(frozen=True)
+class LoraEntry:
+    """One file. `name`: as it is asked for; `NAME` in workspace/loras, `RUN/NAME` of a run. `changed`: seconds since the epoch."""
+
+    name: str
+    path: Path
+    run: str
+    num_bytes: int
+    changed: float
+
+
+def list_loras(workspace: Workspace) -> list[LoraEntry]:
+    """Those of workspace/loras, then those of runs; in both the newest first."""
+    own = _entries(workspace.loras_dir, "")
+    runs: list[LoraEntry] = []
+    for folder in sorted(workspace.runs_dir.iterdir()) if workspace.runs_dir.is_dir() else ():
+        if folder.is_dir() and not folder.name.startswith(".") and not folder.is_symlink():
+            runs += _entries(folder, folder.name)
+    return [
+        *sorted(own, key=lambda one: (-one.changed, one.name)),
+        *sorted(runs, key=lambda one: (-one.changed, one.name)),
+    ]
+
+
+def find_lora(workspace: Workspace, name: str) -> LoraEntry:
+    """The file of that name. Raises SafelightError with near names if there is none; a path is never followed."""
+    entries = list_loras(workspace)
+    found = next((one for one in entries if one.name == name), None)
+    if found is None:
+        near = difflib.get_close_matches(name, [one.name for one in entries], n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise SafelightError(f"There is no LoRA {name[:100]!r} here.{hint} `lora list` lists those that are.")
+    return found
+
+
+def locate_lora(workspace: Workspace, typed: str) -> LoraEntry:
+    """What a person at the command line means: a file by its path, or a LoRA by its name. Raises SafelightError."""
+    path = Path(typed).expanduser()
+    if path.suffix.lower() == WEIGHT_SUFFIX or path.is_file():
+        path = resolve_user_file(str(path.absolute()), None)
+        status = path.stat()
+        return LoraEntry(path.stem, path, "", status.st_size, status.st_mtime)
+    return find_lora(workspace, typed)
+
+
+def new_lora_place(workspace: Workspace, name: str, *, replace: bool = False) -> Path:
+    """Where a new LoRA of that name goes, in workspace/loras.
+
+    Raises RefusedName for a name that can't be one, or is taken unless `replace`.
+    """
+    sweep(workspace.loras_dir)
+    stem = safe_name(name.strip().removesuffix(WEIGHT_SUFFIX), "LoRA name")
+    target = workspace.loras_dir / f"{stem}{WEIGHT_SUFFIX}"
+    if target.is_symlink() or (target.exists() and not replace):
+        raise RefusedName(f"There is a LoRA named {stem} already. Choose another name.")
+    return target
+
+
+def sweep(folder: Path) -> None:
+    """Deletes what a killed program left half-written in a folder, once it is so old that nobody writes it any more."""
+    for path in folder.glob(".partial-" + "[0-9a-f]" * 16):
+        with suppress(OSError):
+            if time.time() - path.lstat().st_mtime > PARTIAL_SECONDS:
+                Root(folder).remove_tree(path) if path.is_dir() else path.unlink()
+
+
+def free_name(workspace: Workspace, wanted: str) -> str:
+    """`wanted`, mended if it can't be a name, or with the first number behind it that makes it one of its own."""
+    stem = sanitized_name(f"{wanted.rpartition('/')[2]}{WEIGHT_SUFFIX}", f"lora{WEIGHT_SUFFIX}").removesuffix(
+        WEIGHT_SUFFIX
+    )
+    number, name = 1, stem
+    while (workspace.loras_dir / f"{name}{WEIGHT_SUFFIX}").exists():
+        number += 1
+        name = f"{stem}-{number}"
+    return name
+
+
+def bring_in(workspace: Workspace, source: Path, name: str = "") -> LoraEntry:
+    """Copies a checked .safetensors file into workspace/loras, under `name` or a free one like its own.
+
+    Raises RefusedFile for anything that is no sound .safetensors file, RefusedName for a name that is taken, SafelightError
+    when the disk is too full. It appears whole or not at all.
+    """
+    refuse_pickle(source)
+    check_safetensors(source)
+    target = new_lora_place(workspace, name or free_name(workspace, source.stem))
+    refuse_full_disk(workspace.loras_dir, [source])
+    temporary = workspace.loras_dir / f".partial-{secrets.token_hex(8)}"
+    try:
+        shutil.copyfile(source, temporary, follow_symlinks=False)
+        check_safetensors(temporary)
+        temporary.chmod(0o600)
+        if target.exists():
+            raise RefusedName(f"There is a LoRA named {target.stem} already. Choose another name.")
+        temporary.rename(target)
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+    return find_lora(workspace, target.stem)
+
+
+def remove_lora(workspace: Workspace, name: str) -> None:
+    """Deletes a file of workspace/loras. Raises SafelightError for one that is not there; runs keep theirs."""
+    entry = find_lora(workspace, name)
+    if entry.run:
+        raise SafelightError(f"{name} belongs to the run {entry.run}. Delete the run on the Runs page instead.")
+    Root(workspace.loras_dir).remove_tree(entry.path)
+
+
+def file_of(workspace: Workspace, name: str) -> Path:
+    """The file of workspace/loras that an address names. Raises RefusedPath if it is none of them."""
+    path = Root(workspace.loras_dir).known_child(name)
+    if path.parent != Root(workspace.loras_dir).path or path.suffix != WEIGHT_SUFFIX or not path.is_file():
+        raise RefusedPath("There is no such file.")
+    return path
+
+
+def _entries(folder: Path, run: str) -> list[LoraEntry]:
+    found = []
+    for path in folder.glob(f"*{WEIGHT_SUFFIX}") if folder.is_dir() else ():
+        if path.name.startswith(".") or path.is_symlink():
+            continue
+        try:
+            status = path.stat()
+        except OSError:  # removed just now
+            continue
+        found.append(LoraEntry(f"{run}/{path.stem}" if run else path.stem, path, run, status.st_size, status.st_mtime))
+    return found
