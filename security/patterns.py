@@ -81,6 +81,21 @@ class Pattern:
         self._left -= time.monotonic() - began
         return done
 
+    def found_in(self, text: str) -> bool:
+        """Whether the pattern occurs in `text`. Raises RefusedConfig when the allowance is used up."""
+        began = time.monotonic()
+        try:
+            if self._left <= 0:
+                raise TimeoutError
+            found = self._compiled.search(text, timeout=self._left) is not None
+        except TimeoutError:
+            raise RefusedConfig(
+                f"The pattern {self._text!r} took over {self._seconds:g} seconds, so it was stopped. Make it simpler: "
+                "a * within another * is the usual reason."
+            ) from None
+        self._left -= time.monotonic() - began
+        return found
+
     def _replaced(self, text: str, replacement: str) -> str:
         """As `sub` of the package does it, match by match, so that the result can't grow without bounds."""
         began, parts, length, end = time.monotonic(), [], len(text), 0

@@ -43,6 +43,8 @@ MAX_PATTERN_CHARACTERS = 500
 """Longest regular expression that a user may type for find and replace."""
 MAX_PATTERN_REPEATS = 10_000
 """Product of all counts ({3}, {1,20}) in one: such groups are written out in memory."""
+MAX_LAYER_PATTERN_SECONDS = 3.0
+"""Longest that a pattern which chooses a model's layers may take over all of their names: a few thousand, each short."""
 MAX_PATTERN_SECONDS = 3.0
 """Longest that one find and replace may take over all captions of a dataset."""
 

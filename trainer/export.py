@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from security.roots import replace_file
+from trainer.adapters.layer import adapted_layers
 from trainer.config.schema import KeyFormat, LoraTargets, SavePrecision
 from trainer.families.base import Components, ModelFamily, UnusableModel
 from trainer.metadata import IMPLEMENTATIONS, ExportFacts, build_metadata, refuse_secret_entries
@@ -64,10 +65,13 @@ class LoraLayer:
 
 
 def lora_layers(part: nn.Module) -> dict[str, LoraLayer]:
-    """The LoRA layers that peft put into a network, by the name of the module that each one changes."""
+    """The LoRA layers of a network, ours or those that diffusers loaded, by the name of the module that each changes."""
     from peft.tuners.lora import LoraLayer as PeftLayer
 
     layers = {}
+    for name, layer in adapted_layers(part).items():
+        tensors = layer.tensors()
+        layers[name] = LoraLayer(tensors["lora_down.weight"], tensors["lora_up.weight"], alpha=float(tensors["alpha"]))
     for name, module in part.named_modules():
         if isinstance(module, PeftLayer) and ADAPTER in module.lora_A:
             down, up = module.lora_A[ADAPTER].weight.detach(), module.lora_B[ADAPTER].weight.detach()

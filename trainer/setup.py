@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,13 +14,14 @@ from torch.optim import Optimizer
 from security.errors import SafelightError
 from security.roots import Root
 from trainer import events
-from trainer.adapters import add_lora
+from trainer.adapters.place import adapt
 from trainer.checkpoints import newest_good_checkpoint
 from trainer.config.inactive import inactive_warning
 from trainer.config.schema import TrainConfig
 from trainer.dataset.batches import BatchPlan, PlacedPicture
 from trainer.dataset.cache import TensorCache
 from trainer.dataset.captions import changes_every_step
+from trainer.dataset.complaints import picture_complaints
 from trainer.dataset.manifest import changes_since, manifest_hash, manifest_text
 from trainer.dataset.placing import place_alone, place_pictures
 from trainer.dataset.scan import Picture, scan_folder
@@ -36,7 +36,6 @@ from trainer.inputs import Inputs
 from trainer.jobs import Control
 from trainer.learning_rates import learning_rate_warnings
 from trainer.optimizers import build_optimizer
-from trainer.randomness import derive_seed
 from trainer.resume import restore
 from trainer.runs import RunFolder
 from trainer.workspace import Workspace
@@ -63,7 +62,7 @@ class Run:
     """A run that is ready to step. `step`: optimizer steps done. What it does is in trainer/loop.py.
 
     `changed`: settings that are others since the checkpoint it goes on from, in words. `memory`: what parts of the loop
-    remember from step to step, nested values under a name of each part's own; checkpoints keep it.
+    remember from step to step, nested values under a name of each part's own; checkpoints keep it. `saved_at`: when the last checkpoint was written, by the monotonic clock.
     """
 
     config: TrainConfig
@@ -90,6 +89,12 @@ class Run:
     base_learning_rates: list[float] = field(default_factory=list)
     changed: dict[str, str] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=dict)
+    saved_at: float = field(default_factory=time.monotonic)
+
+    def rescue_is_due(self) -> bool:
+        """Whether the last checkpoint is so long ago that a crash now would cost too much."""
+        minutes = self.config.save.rescue_minutes
+        return 0 < minutes <= (time.monotonic() - self.saved_at) / 60
 
 
 @dataclass
@@ -152,8 +157,10 @@ def prepare(
     _free_encoders(components, prompts)
 
     preparation.phase("Adding the LoRA")
-    adapted, groups = _adapt(config, family, components)
-    optimizer = build_optimizer(config.optimizer, groups)
+    adapted = adapt(config, family, components)
+    if config.training.gradient_checkpointing:
+        components.denoiser.enable_gradient_checkpointing()
+    optimizer = build_optimizer(config.optimizer, adapted.groups)
     run = Run(
         config=config,
         folder=folder,
@@ -168,7 +175,7 @@ def prepare(
         dataset_sha256=manifest_hash(manifest),
         plan=BatchPlan(sets[0].placed, config.training.batch_size, config.training.seed),
         prompts=prompts,
-        adapted=adapted,
+        adapted=adapted.parts,
         parameters=[parameter for group in optimizer.param_groups for parameter in group["params"]],
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(device.type, enabled=dtype is torch.float16),
@@ -277,25 +284,8 @@ def _warn_about_captions(
                 "Shorten them or raise dataset.max_token_length."
             )
         )
-    bare = [one.picture.path.name for one in pictures.placed if not one.picture.has_caption]
-    if bare:
-        emit(events.Warned(f"{len(bare)} pictures have no caption file (such as {bare[0]})."))
-    held = Counter(one.placement.bucket for one in pictures.placed)
-    lone = [one.picture.name for one in pictures.placed if held[one.placement.bucket] == 1]
-    if lone and len(held) > 1 and config.training.batch_size > 1:
-        emit(
-            events.Warned(
-                f"{len(lone)} pictures are alone in their size (such as {lone[0]}), so their batches hold one picture "
-                "only. Set dataset.min_bucket_pictures to 2 to train them in the nearest other size."
-            )
-        )
-    small = [one.picture.path.name for one in pictures.placed if one.placement.enlargement > 1.0]
-    if small:
-        emit(
-            events.Warned(
-                f"{len(small)} pictures are smaller than the size they are trained at (such as {small[0]}) and were enlarged."
-            )
-        )
+    for _, text in picture_complaints(pictures.placed, config.training.batch_size):
+        emit(events.Warned(text))
 
 
 def _free_encoders(components: Components, prompts: Prompts) -> None:
@@ -303,29 +293,6 @@ def _free_encoders(components: Components, prompts: Prompts) -> None:
     components.vae.to("cpu")
     if not prompts.live and not changes_every_step(prompts.config.dataset):
         components.text_encoders = [None] * len(components.text_encoders)
-
-
-def _adapt(
-    config: TrainConfig, family: ModelFamily, components: Components
-) -> tuple[dict[str, nn.Module], list[dict[str, object]]]:
-    seed = config.training.seed
-    adapted = {"unet": components.denoiser}
-    parameters = add_lora(
-        components.denoiser, config.lora, family.lora_targets(config.lora.targets), seed=derive_seed(seed, "lora")
-    )
-    groups: list[dict[str, object]] = [{"params": parameters, "lr": config.optimizer.learning_rate}]
-    if config.training.gradient_checkpointing:
-        components.denoiser.enable_gradient_checkpointing()
-    if config.lora.train_text_encoder:
-        text_parameters: list[nn.Parameter] = []
-        for name, module in components.modules().items():
-            if name.startswith("text_encoder"):
-                adapted[name] = module
-                text_parameters += add_lora(
-                    module, config.lora, family.text_encoder_targets(), seed=derive_seed(seed, "lora", name)
-                )
-        groups.append({"params": text_parameters, "lr": config.optimizer.text_encoder_learning_rate})
-    return adapted, groups
 
 
 def _restore(run: Run, emit: Emit) -> None:

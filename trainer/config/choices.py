@@ -30,18 +30,49 @@ class Switch(StrEnum):
     OFF = "off"
 
 
-class LoraTargets(StrEnum):
-    """Layers of the denoiser that get a LoRA."""
+class AdapterName(StrEnum):
+    """Kind of adapter; each has a row in trainer/adapters/table.py."""
 
+    LORA = "lora"
+    LOCON = "locon"
+    DORA = "dora"
+    LOHA = "loha"
+    LOKR = "lokr"
+    OFT = "oft"
+    BOFT = "boft"
+
+
+class AdapterInit(StrEnum):
+    """Where an adapter's matrices begin."""
+
+    DEFAULT = "default"
+    GAUSSIAN = "gaussian"
+    ORTHOGONAL = "orthogonal"
+    PISSA = "pissa"
+
+
+class LoraTargets(StrEnum):
+    """Layers of the denoiser that get an adapter."""
+
+    CROSS_ATTENTION = "cross-attention"
     ATTENTION = "attention"
     ATTENTION_FEED_FORWARD = "attention+ff"
     ATTENTION_FEED_FORWARD_PROJECTION = "attention+ff+proj"
+    ALL = "all"
 
 
 class OptimizerName(StrEnum):
     """Optimizer; each has a row in trainer/optimizers.py."""
 
     ADAMW = "adamw"
+    ADAMW_8BIT = "adamw_8bit"
+    PRODIGY = "prodigy"
+    PRODIGY_PLUS_SCHEDULE_FREE = "prodigy_plus_schedule_free"
+    ADAFACTOR = "adafactor"
+    CAME = "came"
+    LION = "lion"
+    MUON = "muon"
+    SCHEDULE_FREE_ADAMW = "schedule_free_adamw"
     RADAM = "radam"
 
 
@@ -53,6 +84,32 @@ class ScheduleName(StrEnum):
     COSINE = "cosine"
     COSINE_WITH_RESTARTS = "cosine_with_restarts"
     POLYNOMIAL = "polynomial"
+    REX = "rex"
+
+
+class LossType(StrEnum):
+    """How the size of an error counts."""
+
+    L2 = "l2"
+    L1 = "l1"
+    HUBER = "huber"
+    SMOOTH_L1 = "smooth_l1"
+
+
+class HuberSchedule(StrEnum):
+    """How the border between small and large errors moves with the noise."""
+
+    CONSTANT = "constant"
+    SNR = "snr"
+    EXPONENTIAL = "exponential"
+
+
+class TimestepLaw(StrEnum):
+    """Which amounts of noise are drawn how often."""
+
+    UNIFORM = "uniform"
+    LOGIT_NORMAL = "logit_normal"
+    SIGMOID = "sigmoid"
 
 
 class SavePrecision(StrEnum):

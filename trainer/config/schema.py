@@ -10,14 +10,19 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from trainer.config.choices import (
+    AdapterInit,
+    AdapterName,
+    HuberSchedule,
     KeyFormat,
     LoraTargets,
+    LossType,
     OptimizerName,
     Precision,
     PredictionType,
     SavePrecision,
     ScheduleName,
     Switch,
+    TimestepLaw,
 )
 from trainer.config.combinations import combination_faults
 from trainer.config.sections import (
@@ -26,6 +31,7 @@ from trainer.config.sections import (
     LoraConfig,
     LossConfig,
     ModelConfig,
+    NoiseConfig,
     OptimizerConfig,
     SampleConfig,
     SaveConfig,
@@ -37,12 +43,17 @@ from trainer.config.sections import (
 
 __all__ = [
     "WEIGHTED_DATASET",
+    "AdapterInit",
+    "AdapterName",
     "DatasetConfig",
+    "HuberSchedule",
     "KeyFormat",
     "LoraConfig",
     "LoraTargets",
     "LossConfig",
+    "LossType",
     "ModelConfig",
+    "NoiseConfig",
     "OptimizerConfig",
     "OptimizerName",
     "Precision",
@@ -53,6 +64,7 @@ __all__ = [
     "ScheduleName",
     "Section",
     "Switch",
+    "TimestepLaw",
     "TrainConfig",
     "TrainingConfig",
     "ValidationConfig",
@@ -71,6 +83,7 @@ class TrainConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
     loss: LossConfig = LossConfig()
+    noise: NoiseConfig = NoiseConfig()
     sample: SampleConfig = SampleConfig()
     validation: ValidationConfig = ValidationConfig()
     save: SaveConfig = SaveConfig()

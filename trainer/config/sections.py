@@ -11,14 +11,19 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from trainer.config.choices import (
+    AdapterInit,
+    AdapterName,
+    HuberSchedule,
     KeyFormat,
     LoraTargets,
+    LossType,
     OptimizerName,
     Precision,
     PredictionType,
     SavePrecision,
     ScheduleName,
     Switch,
+    TimestepLaw,
 )
 
 
@@ -30,6 +35,12 @@ class Section(BaseModel):
 
 WEIGHTED_DATASET = r"^(0|[1-9][0-9]{0,3})([.][0-9]{1,2})? +[^ ].*$"
 """`0.5 faces`: a weight with at most two decimals, so that turns come round, and a dataset."""
+BLOCK_RANK = r"^\S+ +(0|[1-9][0-9]{0,2})( +[0-9]{1,4}([.][0-9]{1,4})?)?$"
+"""`down_blocks.1 8 4`: a pattern, a rank and perhaps an alpha."""
+BLOCK_RATE = r"^\S+ +[0-9]{1,3}([.][0-9]{1,6})?$"
+"""`up_blocks 0.5`: a pattern and a factor on the learning rate."""
+WEIGHTED_LORA = r"^-?[0-9]{1,2}([.][0-9]{1,4})? +[^ ].*$"
+"""`0.8 style.safetensors`: how strongly, and the file."""
 
 
 class ModelConfig(Section):
@@ -87,35 +98,75 @@ class DatasetConfig(Section):
 class LoraConfig(Section):
     """The adapter that is trained."""
 
+    adapter: AdapterName = AdapterName.LORA
+    """Kind of adapter: lora suits nearly everything, locon adds the convolutions, the others trade time for size or gentleness."""
     rank: Annotated[int, Field(ge=1, le=256)] = 16
-    """Rank (dimension) of the LoRA matrices; higher learns more and makes a larger file."""
+    """Rank (dimension) of the adapter's matrices; higher learns more and makes a larger file."""
     alpha: Annotated[float, Field(gt=0.0, le=1024.0)] = 16.0
-    """Scale of the LoRA: its effect is multiplied by alpha / rank, so half the rank halves the step size."""
+    """Scale of the adapter: its effect is multiplied by alpha / rank, so half the alpha halves the step size."""
+    rs_lora: bool = False
+    """Multiply by alpha / root of the rank instead (rs-LoRA), so that high ranks learn as strongly as low ones."""
+    init: AdapterInit = AdapterInit.DEFAULT
+    """Where the matrices begin: pissa starts from the base's own main directions and learns faster, its file has twice the rank."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Share of the LoRA's inputs dropped at random in each step; a little works against overfitting."""
+    """Share of the adapter's inputs dropped at random in each step; a little works against overfitting."""
+    rank_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the ranks left out at random in each step (loha and lokr: of the outputs, oft and boft: of the blocks)."""
+    module_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the layers whose adapter is left out as a whole, at random in each step."""
+    conv_rank: Annotated[int, Field(ge=0, le=256)] = 0
+    """Rank of the convolutions larger than 1x1; 0 leaves them alone, but locon and targets all take the rank then."""
+    conv_alpha: Annotated[float, Field(ge=0.0, le=1024.0)] = 0.0
+    """Alpha of the convolutions larger than 1x1; 0 takes alpha."""
+    lokr_factor: Annotated[int, Field(ge=-1, le=64)] = -1
+    """Size of lokr's small matrix: less makes a larger file that learns more, -1 cuts each layer as evenly as it goes."""
+    block_size: Annotated[int, Field(ge=2, le=256)] = 32
+    """Outputs that oft and boft turn together; larger learns more, and each layer takes the nearest smaller size that fits it."""
     targets: LoraTargets = LoraTargets.ATTENTION_FEED_FORWARD_PROJECTION
-    """Layers of the denoiser that get a LoRA; attention alone is smaller and gentler."""
+    """Layers of the denoiser that get an adapter; attention alone is smaller and gentler, all adds time embedding and convolutions."""
+    target_patterns: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = ()
+    """Regular expressions, one per line, that choose the denoiser's layers by name in place of targets, such as `up_blocks.1.*attn2`."""
+    exclude_patterns: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = ()
+    """Regular expressions, one per line: layers with such a name get no adapter; a text encoder's names begin with text_encoder."""
+    block_ranks: tuple[Annotated[str, Field(pattern=BLOCK_RANK, max_length=240)], ...] = ()
+    """Lines `PATTERN RANK [ALPHA]`, such as `down_blocks.1 8`: the first that matches a layer's name counts, rank 0 leaves it out."""
+    block_learning_rates: tuple[Annotated[str, Field(pattern=BLOCK_RATE, max_length=240)], ...] = ()
+    """Lines `PATTERN FACTOR`, such as `up_blocks 0.5`: the first that matches a layer's name multiplies its rate, 0 freezes it."""
+    train_denoiser: bool = True
+    """Train an adapter on the denoiser; off trains the text encoder alone."""
     train_text_encoder: bool = False
-    """Also train a LoRA on the text encoder; helps new words, costs time and overfits sooner."""
+    """Also train an adapter on the text encoder; helps new words, costs time and overfits sooner."""
+    text_encoder_stop_step: Annotated[int, Field(ge=0, le=10_000_000)] = 0
+    """Step after which the text encoder's adapter no longer moves; 0 lets it learn to the end."""
+    continue_from: Annotated[str, Field(max_length=1024)] = ""
+    """LoRA to go on from: the name of a run, of a file among the LoRAs, or a path; empty begins anew."""
+    merge_first: tuple[Annotated[str, Field(pattern=WEIGHTED_LORA, max_length=1024)], ...] = ()
+    """LoRAs put into the base before training, one per line as `WEIGHT FILE`; what is trained then belongs on top of them."""
 
 
 class OptimizerConfig(Section):
     """How the LoRA's weights move."""
 
     name: OptimizerName = OptimizerName.ADAMW
-    """How gradients become steps: adamw is the usual choice, radam starts more gently and needs no warm-up."""
+    """How gradients become steps: adamw is the usual choice, adamw_8bit and adafactor need less memory, prodigy finds the step size by itself."""
     learning_rate: Annotated[float, Field(gt=0.0, le=10.0)] = 1e-4
     """Step size; too high destroys the picture or the loss, too low learns nothing."""
     text_encoder_learning_rate: Annotated[float, Field(gt=0.0, le=10.0)] = 5e-5
     """Step size of the text encoder's LoRA; keep it at or below the learning rate. Only used with lora.train_text_encoder."""
+    lora_plus_ratio: Annotated[float, Field(ge=1.0, le=64.0)] = 1.0
+    """How many times faster a LoRA's up matrices learn than its down matrices (LoRA+, 16 is usual); 1 switches it off."""
     beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     """How long the optimizer remembers the direction of past steps."""
     beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
-    """How long the optimizer remembers the size of past gradients."""
+    """How long the optimizer remembers the size of past gradients; lion wants 0.99."""
+    beta3: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9999
+    """How long came remembers how much its past steps could be trusted."""
     epsilon: Annotated[float, Field(gt=0.0, le=1e-2)] = 1e-8
     """Small number that keeps the optimizer's division stable."""
     weight_decay: Annotated[float, Field(ge=0.0, le=1.0)] = 1e-2
     """Pull of the weights towards zero; more works against overfitting."""
+    d_coefficient: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0
+    """Factor on the step size that prodigy finds: 2 learns faster, 0.5 is more careful."""
     schedule: ScheduleName = ScheduleName.CONSTANT
     """Shape of the learning rate over the run."""
     warmup_steps: Annotated[int, Field(ge=0, le=1_000_000)] = 0
@@ -143,6 +194,10 @@ class TrainingConfig(Section):
     """Compute activations twice instead of keeping them: much less memory, about a third slower."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 42
     """Start of all randomness; the same seed and settings give the same LoRA on the same machine."""
+    spike_factor: Annotated[float, Field(ge=0.0, le=1000.0)] = 20.0
+    """Warn of a step whose loss is so many times the usual one (the median of the last 100 steps), with its pictures; 0 never warns."""
+    skip_spikes: bool = False
+    """Leave such steps out, so that a broken picture can't spoil the LoRA; needs training.spike_factor."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:[0-9]{1,2})?)$")] = "auto"
     """Where to compute: auto takes the first GPU, else the CPU."""
 
@@ -150,16 +205,49 @@ class TrainingConfig(Section):
 class LossConfig(Section):
     """What counts as an error, and how much."""
 
+    type: LossType = LossType.L2
+    """How an error counts: l2 squares it, l1 takes its size, huber and smooth_l1 square small errors only, so that damaged pictures do less harm."""
+    huber_delta: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
+    """Error above which huber and smooth_l1 no longer square; less is more forgiving. With a schedule, where there is only noise."""
+    huber_schedule: HuberSchedule = HuberSchedule.SNR
+    """How huber_delta grows from pure noise to a clean picture, where it is 1, so that details stay sharp: constant does not."""
     min_snr_gamma: Annotated[float, Field(ge=0.0, le=100.0)] = 0.0
     """Weighs down nearly clean timesteps (Min-SNR, gamma 5 is usual) so that training is faster and steadier; 0 switches it off."""
-    noise_offset: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    """Adds a constant shift to the noise so that very dark and very bright pictures can be learned (0.05 to 0.1); 0 switches it off."""
+    debiased_estimation: bool = False
+    """Weighs each timestep by one over the root of its signal-to-noise ratio, so that composition and colour count more than grain."""
     use_masks: bool = True
     """Learn only what is white in the masks of a dataset; pictures without a mask are learned whole."""
     unmasked_weight: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
     """How much the black part of a mask counts all the same; a little keeps backgrounds sound, 0 ignores it."""
     prior_loss_weight: Annotated[float, Field(ge=0.0, le=10.0)] = 1.0
     """How much a regularisation picture's error counts beside a training picture's; less learns faster and forgets more."""
+
+
+class NoiseConfig(Section):
+    """What the pictures are noised with, and how much."""
+
+    offset: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Adds a constant shift to the noise so that very dark and very bright pictures can be learned (0.05 to 0.1); 0 switches it off."""
+    offset_random_strength: bool = False
+    """Draw the strength of the offset anew for each sample, between nothing and noise.offset; gentler than a fixed one."""
+    adaptive_offset: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.0
+    """Adds this much of a picture's own mean brightness in latents to its offset (0.01 is usual), or takes it away; 0 switches it off."""
+    pyramid_iterations: Annotated[int, Field(ge=0, le=10)] = 0
+    """Coarser layers added to the noise (pyramid or multi-resolution noise, 6 to 10) so that large shapes and brightness are learned; 0 switches it off."""
+    pyramid_discount: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.3
+    """How much weaker each coarser layer is than the one before: 0.1 to 0.3 is gentle, 0.8 strong."""
+    input_perturbation: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Extra noise that the model sees but is not asked for (0.1 is usual), against errors that add up while drawing; 0 switches it off."""
+    timestep_law: TimestepLaw = TimestepLaw.UNIFORM
+    """Which amounts of noise are trained most: uniform all alike, sigmoid the middle, logit_normal around timestep_mean."""
+    timestep_mean: Annotated[float, Field(ge=-5.0, le=5.0)] = 0.0
+    """Centre of logit_normal: 0 is half noise, above it composition is trained more, below it details."""
+    timestep_scale: Annotated[float, Field(gt=0.0, le=10.0)] = 1.0
+    """Width of logit_normal and sigmoid: less keeps to the centre, from 2 on both ends are trained most."""
+    min_timestep: Annotated[int, Field(ge=0, le=999)] = 0
+    """Least noise that is trained: 0 is a clean picture, 1000 only noise; raise it to leave details as they are."""
+    max_timestep: Annotated[int, Field(ge=1, le=1000)] = 1000
+    """Timesteps from this one on are not trained; lower it to learn details only and leave composition as it is."""
 
 
 class SampleConfig(Section):
@@ -187,11 +275,21 @@ class ValidationConfig(Section):
     """Loss on pictures that are never trained on."""
 
     folder: Annotated[str, Field(max_length=1024)] = ""
-    """Dataset name or folder with held-out pictures; empty measures no held-out loss."""
+    """Dataset name or folder with held-out pictures; empty takes those of validation.split, if any."""
+    split: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
+    """Share of the training pictures held out to measure the loss on, never with a near-duplicate left in training; 0 holds out none."""
     every_n_steps: Annotated[int, Field(ge=0, le=10_000_000)] = 0
     """Measure the held-out loss every this many steps, besides before and after; 0 measures only before and after."""
     num_timesteps: Annotated[int, Field(ge=1, le=100)] = 8
     """Noise levels at which each held-out picture is measured; more is steadier and slower."""
+    train_pictures: Annotated[int, Field(ge=0, le=10_000)] = 8
+    """So many training pictures are measured in the same way, to show the gap to the held-out ones; 0 measures none."""
+    keep_best: bool = True
+    """Keep the LoRA and the checkpoint with the lowest held-out loss, whatever comes after."""
+    early_stop_patience: Annotated[int, Field(ge=0, le=10_000)] = 0
+    """End the run after this many measurements in a row without a gain on the held-out pictures; 0 never ends it early."""
+    early_stop_delta: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
+    """Smallest gain that counts for early_stop_patience, as a share of the held-out loss: 0.01 asks for one percent."""
 
 
 class SaveConfig(Section):
@@ -201,6 +299,10 @@ class SaveConfig(Section):
     """Write a checkpoint and a LoRA file every this many steps; 0 writes them only at the end or on stop."""
     keep_last: Annotated[int, Field(ge=1, le=1000)] = 3
     """How many checkpoints to keep; older ones are deleted, their LoRA files stay."""
+    keep_last_loras: Annotated[int, Field(ge=0, le=1000)] = 0
+    """How many LoRA files of single steps to keep, newest first; 0 keeps all of them, and the last and the best one always stay."""
+    rescue_minutes: Annotated[float, Field(ge=0.0, le=1440.0)] = 10.0
+    """Write a checkpoint at least so often, without a LoRA file, so that a crash costs no more than these minutes; 0 writes none."""
     precision: SavePrecision = SavePrecision.FP16
     """Number format of the exported LoRA; fp16 loads everywhere and is half the size of fp32."""
     key_format: KeyFormat = KeyFormat.BOTH
@@ -213,3 +315,21 @@ def weighted_dataset(line: str) -> tuple[Fraction, str]:
     """Weight and name of a line of dataset.more."""
     weight, _, name = line.partition(" ")
     return Fraction(weight), name.strip()
+
+
+def block_rank(line: str) -> tuple[str, int, float | None]:
+    """Pattern, rank and alpha (None: the general one) of a line of lora.block_ranks."""
+    pattern, rank, *alpha = line.split()
+    return pattern, int(rank), float(alpha[0]) if alpha else None
+
+
+def block_rate(line: str) -> tuple[str, float]:
+    """Pattern and factor of a line of lora.block_learning_rates."""
+    pattern, factor = line.split()
+    return pattern, float(factor)
+
+
+def weighted_lora(line: str) -> tuple[float, str]:
+    """Weight and file of a line of lora.merge_first."""
+    weight, _, name = line.partition(" ")
+    return float(weight), name.strip()

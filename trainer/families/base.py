@@ -260,7 +260,11 @@ class ModelFamily(Protocol):
         ...
 
     def lora_targets(self, targets: LoraTargets) -> list[str]:
-        """Endings of the denoiser's module names that get a LoRA, as peft's `target_modules`."""
+        """Endings of the denoiser's module names that get an adapter."""
+        ...
+
+    def convolution_targets(self) -> list[str]:
+        """Endings of the names of what is added when convolutions are trained."""
         ...
 
     def text_encoder_targets(self) -> list[str]:

@@ -90,6 +90,10 @@ class StableDiffusion1:
         """Endings of the U-Net's module names."""
         return unet.LORA_TARGETS[targets]
 
+    def convolution_targets(self) -> list[str]:
+        """Endings of the U-Net's residual blocks' and samplers' module names."""
+        return unet.CONVOLUTION_TARGETS
+
     def text_encoder_targets(self) -> list[str]:
         """Endings of the text encoder's module names."""
         return clip.TEXT_ENCODER_TARGETS

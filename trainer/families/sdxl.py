@@ -108,6 +108,10 @@ class StableDiffusionXL:
         """Endings of the U-Net's module names."""
         return unet.LORA_TARGETS[targets]
 
+    def convolution_targets(self) -> list[str]:
+        """Endings of the U-Net's residual blocks' and samplers' module names."""
+        return unet.CONVOLUTION_TARGETS
+
     def text_encoder_targets(self) -> list[str]:
         """Endings of the text encoders' module names."""
         return clip.TEXT_ENCODER_TARGETS

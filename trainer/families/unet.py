@@ -14,12 +14,21 @@ _ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 _FEED_FORWARD = ["ff.net.0.proj", "ff.net.2"]
 _PROJECTION = ["proj_in", "proj_out"]
 
+CONVOLUTION_TARGETS = ["conv1", "conv2", "conv_shortcut", "time_emb_proj", "downsamplers.0.conv", "upsamplers.0.conv"]
+"""Endings of the names of what is in the residual blocks and samplers: what kohya's trainer takes with a `conv_dim`."""
+_EDGES = [
+    *("conv_in", "conv_out", "time_embedding.linear_1", "time_embedding.linear_2"),
+    *("add_embedding.linear_1", "add_embedding.linear_2"),
+]
+
 LORA_TARGETS: dict[LoraTargets, list[str]] = {
+    LoraTargets.CROSS_ATTENTION: [f"attn2.{name}" for name in _ATTENTION],
     LoraTargets.ATTENTION: _ATTENTION,
     LoraTargets.ATTENTION_FEED_FORWARD: _ATTENTION + _FEED_FORWARD,
     LoraTargets.ATTENTION_FEED_FORWARD_PROJECTION: _ATTENTION + _FEED_FORWARD + _PROJECTION,
+    LoraTargets.ALL: _ATTENTION + _FEED_FORWARD + _PROJECTION + CONVOLUTION_TARGETS + _EDGES,
 }
-"""Endings of module names, for peft. All of them is what kohya's trainer calls "LoRA for Linear and 1x1 Conv"."""
+"""Endings of module names. The one with projections is what kohya's trainer calls "LoRA for Linear and 1x1 Conv"."""
 
 
 def compute_dtype(denoiser: nn.Module) -> torch.dtype:
