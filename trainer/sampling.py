@@ -45,7 +45,7 @@ def draw(
     shape = family.latent_shape(components, settings.width, settings.height)
     latents = torch.randn((1, *shape), generator=generator, dtype=torch.float32)
     conditioning = prompts.prompts[index]
-    with evaluation([components.denoiser, components.vae]), _untouched_random_state(), torch.no_grad():
+    with evaluation([components.denoiser, components.vae]), untouched_random_state(), torch.no_grad():
         finished = _denoise(
             family, components, noise_schedule, settings, (conditioning, prompts.negative), latents, interrupted
         )
@@ -117,7 +117,8 @@ def evaluation(parts: Sequence[nn.Module | None]) -> Iterator[None]:
 
 
 @contextmanager
-def _untouched_random_state() -> Iterator[None]:
+def untouched_random_state() -> Iterator[None]:
+    """torch's global random state, on the CPU and every GPU, is as before afterwards."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
         yield

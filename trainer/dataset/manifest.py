@@ -15,16 +15,20 @@ from security.configs import parse_json
 from security.errors import RefusedConfig
 from security.redaction import refuse_secrets
 from trainer.dataset.batches import PlacedPicture
-from trainer.dataset.sources import Source
+from trainer.dataset.sources import Role, Source
 
 VERSION = 1
 MAX_BYTES = 256 * 1024 * 1024
 """Largest manifest that is compared with: half a million pictures."""
 
 
-def manifest_text(parts: Sequence[tuple[Source, Sequence[PlacedPicture]]]) -> str:
+def manifest_text(
+    parts: Sequence[tuple[Source, Sequence[PlacedPicture]]],
+    held_out: Sequence[tuple[Source, Sequence[PlacedPicture]]] = (),
+) -> str:
     """The manifest of a run's datasets. The same pictures, captions and settings give the same text.
 
+    `held_out`: what validation.split takes out of a dataset; it is listed with that dataset, and marked.
     Raises RefusedConfig if a name in it is a token.
     """
     datasets = [
@@ -33,7 +37,8 @@ def manifest_text(parts: Sequence[tuple[Source, Sequence[PlacedPicture]]]) -> st
             "role": source.role.value,
             "weight": float(source.weight),
             "trigger_word": source.trigger_word,
-            "pictures": [_row(one) for one in placed],
+            "pictures": [_row(one) for one in placed]
+            + [{**_row(one), "held_out": True} for other, out in held_out if other is source for one in out],
         }
         for source, placed in parts
     ]
@@ -72,6 +77,26 @@ def changes_since(path: Path, text: str) -> str:
     )
 
 
+def earlier_sides(path: Path) -> dict[str, bool] | None:
+    """Which contents an older manifest of this run trains on (False) and holds out (True), by SHA-256.
+
+    None if there is no manifest or it can't be read: then the split is made anew, which gives the same for the same
+    pictures. Held-out folders and regularisation pictures are left out.
+    """
+    if not path.is_file() or path.stat().st_size > MAX_BYTES:
+        return None
+    try:
+        values = parse_json(path.read_text(encoding="utf-8"), path.name)
+        return {
+            str(row["sha256"]): bool(row.get("held_out", False))
+            for dataset in values["datasets"]
+            if dataset["role"] == Role.TRAINING.value
+            for row in dataset["pictures"]
+        }
+    except (RefusedConfig, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+        return None
+
+
 def _row(one: PlacedPicture) -> dict[str, Any]:
     picture = one.picture
     return {
@@ -96,7 +121,8 @@ def _rows(text: str) -> dict[tuple[str, str, str], Any]:
     try:
         return {
             (str(dataset["role"]), str(dataset["name"]), str(row["picture"])): [
-                row[key] for key in ("sha256", "caption_sha256", "mask_sha256")
+                *(row[key] for key in ("sha256", "caption_sha256", "mask_sha256")),
+                row.get("held_out", False),
             ]
             for dataset in values["datasets"]
             for row in dataset["pictures"]

@@ -100,8 +100,21 @@ def measure(image: Image.Image) -> Measures:
         float((channels.max(axis=1) - channels.min(axis=1)).mean()),
         tuple(edges for edges, _ in values),
         tuple(sharpness for _, sharpness in values),
-        fingerprint(_fitted(_comparable(image).crop(box), MEASURE_SIDES[0]) if image.has_transparency_data else small),
+        _fingerprint(image, small, box),
     )
+
+
+def fingerprint_of(image: Image.Image) -> Fingerprint:
+    """The fingerprint that `measure` gives, without the rest."""
+    rgb = to_rgb(image)
+    border = find_border(rgb)
+    box = (border[0], border[1], rgb.width - border[2], rgb.height - border[3])
+    return _fingerprint(image, _fitted(rgb.crop(box), MEASURE_SIDES[0]), box)
+
+
+def _fingerprint(image: Image.Image, small: Image.Image, box: Border) -> Fingerprint:
+    """`small`: what is in the box, on white; where the picture is see-through, that says too little."""
+    return fingerprint(_fitted(_comparable(image).crop(box), MEASURE_SIDES[0]) if image.has_transparency_data else small)
 
 
 def find_border(rgb: Image.Image) -> Border:

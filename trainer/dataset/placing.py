@@ -36,13 +36,13 @@ def place_pictures(
     ]
 
 
-def place_alone(pictures: Sequence[Picture], settings: DatasetConfig, step: int) -> list[PlacedPicture]:
-    """Pictures that are never batched with others, as held-out ones."""
+def place_alone(pictures: Sequence[tuple[int, Picture]], settings: DatasetConfig, step: int) -> list[PlacedPicture]:
+    """Pictures that are never batched with others, as held-out ones, each with the number of its source."""
     sizes = _sizes(settings, step)
-    buckets = choose_buckets([picture.size for picture in pictures], sizes, min_pictures=1)
+    buckets = choose_buckets([picture.size for _, picture in pictures], sizes, min_pictures=1)
     return [
-        PlacedPicture(picture, fit(picture.size, bucket, picture.mark.focus, picture.mark.zoom))
-        for picture, bucket in zip(pictures, buckets, strict=True)
+        PlacedPicture(picture, fit(picture.size, bucket, picture.mark.focus, picture.mark.zoom), source=number)
+        for (number, picture), bucket in zip(pictures, buckets, strict=True)
     ]
 
 
