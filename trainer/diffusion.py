@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -70,12 +72,56 @@ def snr(timesteps: Tensor, alphas_cumprod: Tensor) -> Tensor:
     return alpha_bar / (1.0 - alpha_bar)
 
 
-def noise_offset(noise: Tensor, offsets: Tensor, strength: float) -> Tensor:
+def noise_offset(noise: Tensor, offsets: Tensor, strength: float | Tensor) -> Tensor:
     """Noise (B, C, h, w) plus a constant per picture and channel: `offsets` (B, C) from N(0, 1), times `strength`.
 
-    The network then learns to move the mean brightness (N. Guttenberg 2023, "Diffusion with Offset Noise").
+    The network then learns to move the mean brightness (N. Guttenberg 2023, "Diffusion with Offset Noise"). `strength`
+    may be (B, C).
     """
-    return noise + strength * offsets[:, :, None, None].to(noise.dtype)
+    return noise + (strength * offsets)[:, :, None, None].to(noise.dtype)
+
+
+def adaptive_offset_strength(latents: Tensor, strength: float, adaptive: float) -> Tensor:
+    """Strength (B, C) of offset noise that follows the picture: `strength` plus `adaptive` times |mean| of each channel.
+
+    Never below 0. Bright and dark pictures, whose latents (B, C, h, w) lie far from 0, get more of it, or less for a
+    negative `adaptive`. There is no paper: it is the adaptive noise scale of sd-scripts.
+    """
+    return (strength + adaptive * latents.float().mean(dim=(2, 3)).abs()).clamp(min=0.0)
+
+
+def pyramid_sizes(size: tuple[int, int], ratios: Sequence[float]) -> list[tuple[int, int]]:
+    """(h, w) of the layers of pyramid noise: layer i is `ratios[i]` to the power of i times coarser than `size`.
+
+    Ends with the first layer that has only one row or column, as there is nothing coarser.
+    """
+    sizes: list[tuple[int, int]] = []
+    for level, ratio in enumerate(ratios):
+        height, width = (max(1, int(side / ratio**level)) for side in size)
+        sizes.append((height, width))
+        if min(height, width) == 1:
+            break
+    return sizes
+
+
+def pyramid_noise(noise: Tensor, levels: Sequence[Tensor], discount: float) -> Tensor:
+    """Noise (B, C, h, w) plus coarser and coarser layers of it, each drawn up to its size and `discount` times weaker.
+
+    `levels[i]`: (B, C, h_i, w_i) from N(0, 1). Every picture is brought back to unit variance by itself, so that it does
+    not depend on which others share its batch. J. Whitaker 2023, "Multi-Resolution Noise for Diffusion Model Training".
+    """
+    total = noise.clone()
+    for number, level in enumerate(levels):
+        total += discount**number * torch.nn.functional.interpolate(level, size=noise.shape[-2:], mode="bilinear")
+    return total / total.flatten(1).std(dim=1)[:, None, None, None]
+
+
+def perturbed_noise(noise: Tensor, disturbance: Tensor, strength: float) -> Tensor:
+    """The noise to mix in, (B, C, h, w), when `noise` is still what is to be found: noise + strength * N(0, 1).
+
+    It stands for the errors that add up while drawing: Ning et al. 2023, arXiv:2301.11706.
+    """
+    return noise + strength * disturbance
 
 
 def _signal_and_deviation(timesteps: Tensor, alphas_cumprod: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

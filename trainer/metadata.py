@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from security.redaction import refuse_secrets
-from trainer.config.schema import KeyFormat, TrainConfig
+from trainer.config.schema import KeyFormat, LossType, TrainConfig
 from trainer.families import family_row
 
 _PREDICTION_NAMES = {"epsilon": "epsilon", "v_prediction": "v"}
@@ -22,6 +22,17 @@ IMPLEMENTATIONS = {
     KeyFormat.DIFFUSERS: "diffusers",
 }
 """Whose module names the keys follow, as modelspec wants it told."""
+
+
+@dataclass(frozen=True)
+class HeldOutFacts:
+    """What was measured on pictures that are not trained: how many, the loss of this step (None: not measured) and the
+    best step so far with its loss (None: no step was)."""
+
+    num_pictures: int
+    loss: float | None = None
+    best_step: int | None = None
+    best_loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,7 @@ class ExportFacts:
     trigger_words: tuple[str, ...] = ()
     masked: bool = False
     dataset_sha256: str = ""
+    held_out: HeldOutFacts | None = None
 
 
 def build_metadata(config: TrainConfig, facts: ExportFacts) -> dict[str, str]:
@@ -104,16 +116,52 @@ def _kohya_entries(config: TrainConfig, facts: ExportFacts) -> dict[str, str]:
         "ss_cache_latents": dataset.cache_latents,
         "ss_clip_skip": clip_skip,
         "ss_min_snr_gamma": config.loss.min_snr_gamma or None,
-        "ss_noise_offset": config.loss.noise_offset or None,
+        "ss_debiased_estimation": config.loss.debiased_estimation,
+        **_loss_and_noise_entries(config),
         "ss_zero_terminal_snr": facts.zero_terminal_snr,
         "ss_training_started_at": facts.started_at,
         "ss_training_finished_at": facts.finished_at,
     }
-    entries = {key: str(value) for key, value in values.items()}
+    entries = {key: str(value) for key, value in values.items()} | _held_out_entries(facts)
     if config.save.save_captions and facts.tag_frequency is not None:
         counted = {name: dict(tags) for name, tags in facts.tag_frequency.items()}
         entries["ss_tag_frequency"] = json.dumps(counted, ensure_ascii=False)
     return entries
+
+
+def _held_out_entries(facts: ExportFacts) -> dict[str, str]:
+    """What the held-out loss says of this file: `safelight_is_best` is whether no other step of the run is better."""
+    held_out = facts.held_out
+    if held_out is None:
+        return {}
+    values: dict[str, object] = {
+        "ss_num_validation_images": held_out.num_pictures,
+        "safelight_held_out_loss": held_out.loss,
+        "safelight_best_step": held_out.best_step,
+        "safelight_best_held_out_loss": held_out.best_loss,
+        "safelight_is_best": None if held_out.best_step is None else held_out.best_step == facts.step,
+    }
+    return {key: str(value) for key, value in values.items() if value is not None}
+
+
+def _loss_and_noise_entries(config: TrainConfig) -> dict[str, object]:
+    """What of the loss and the noise is not as usual, under sd-scripts' names where it has one."""
+    loss, noise = config.loss, config.noise
+    bordered = loss.type in (LossType.HUBER, LossType.SMOOTH_L1)
+    return {
+        "ss_loss_type": loss.type.value,
+        "ss_huber_schedule": loss.huber_schedule.value if bordered else None,
+        "ss_huber_c": loss.huber_delta if bordered else None,
+        "ss_noise_offset": noise.offset or None,
+        "ss_noise_offset_random_strength": noise.offset_random_strength,
+        "ss_adaptive_noise_scale": noise.adaptive_offset or None,
+        "ss_multires_noise_iterations": noise.pyramid_iterations or None,
+        "ss_multires_noise_discount": noise.pyramid_discount if noise.pyramid_iterations else None,
+        "ss_ip_noise_gamma": noise.input_perturbation or None,
+        "ss_min_timestep": noise.min_timestep or None,
+        "ss_max_timestep": noise.max_timestep,
+        "safelight_timestep_law": noise.timestep_law.value,
+    }
 
 
 def _modelspec_entries(config: TrainConfig, facts: ExportFacts) -> dict[str, str]:

@@ -10,18 +10,31 @@ from torch import Tensor
 
 from security.errors import SafelightError
 from trainer import events, losses
+from trainer.adapters.groups import stop_learning
+from trainer.adapters.targets import DENOISER
+from trainer.config.schema import LossType
 from trainer.dataset.batches import Sample
 from trainer.dataset.captions import training_caption
 from trainer.device import autocast
-from trainer.diffusion import noise_offset
 from trainer.families.base import Conditioning
+from trainer.noise import Noise, draw_noise
+from trainer.optimizers import effective_rate
 from trainer.randomness import derive_random, derive_seed
 from trainer.schedules import learning_rate_factor
 from trainer.setup import PictureSet, Run
+from trainer.spikes import LossWatch
+
+
+SMALLEST_SCALE = 2.0**-10
+"""fp16's loss scaler halves its factor for every gradient that is too large; so far down, none is small enough."""
 
 
 class Diverged(SafelightError):
-    """The loss or the gradient is no number any more."""
+    """The loss or the gradient (its norm) is no number any more."""
+
+    def __init__(self, message: str, loss: float, norm: float) -> None:
+        self.loss, self.norm = loss, norm
+        super().__init__(message)
 
 
 def train_step(run: Run) -> events.StepDone:
@@ -31,13 +44,13 @@ def train_step(run: Run) -> events.StepDone:
     """
     began = time.perf_counter()
     training = run.config.training
+    _stop_text_encoder(run)
     learning_rate = _set_learning_rates(run)
-    first = run.step * training.gradient_accumulation_steps
-    window = [run.plan.batch(first + number) for number in range(training.gradient_accumulation_steps)]
-    num_samples = sum(len(samples) for samples in window)
+    batches = window(run)
+    num_samples = sum(len(samples) for samples in batches)
     total = torch.zeros((), device=run.device)
-    for number, samples in enumerate(window):
-        torch.manual_seed(derive_seed(training.seed, "dropout", run.step, number))  # for the LoRA's dropout layers
+    for number, samples in enumerate(batches):
+        seed_dropout(run, number)
         loss = window_losses(run, samples).sum() / num_samples
         run.scaler.scale(loss).backward()
         total += loss.detach()
@@ -54,28 +67,54 @@ def train_step(run: Run) -> events.StepDone:
     )
 
 
+def window(run: Run) -> list[list[Sample]]:
+    """The micro-batches of the run's next step."""
+    count = run.config.training.gradient_accumulation_steps
+    return [run.plan.batch(run.step * count + number) for number in range(count)]
+
+
+def seed_dropout(run: Run, number: int) -> None:
+    """Sets what the LoRA's dropout layers draw from, for micro-batch `number` of the run's next step."""
+    torch.manual_seed(derive_seed(run.config.training.seed, "dropout", run.step, number))
+
+
+def loss_watch(run: Run) -> LossWatch:
+    """What the run remembers of its last losses."""
+    return LossWatch.of(run.memory)
+
+
+def _stop_text_encoder(run: Run) -> None:
+    """Ends the text encoder's learning once its last step is done, whether this process did that step or an earlier one."""
+    last = run.config.lora.text_encoder_stop_step
+    if 0 < last <= run.step and not run.text_encoder_stopped:
+        stop_learning({name: part for name, part in run.adapted.items() if name != DENOISER})
+        run.text_encoder_stopped = True
+
+
 def _set_learning_rates(run: Run) -> float:
     factor = learning_rate_factor(run.step, run.config.training.max_train_steps, run.config.optimizer)
     for group, base in zip(run.optimizer.param_groups, run.base_learning_rates, strict=True):
         group["lr"] = base * factor
-    return run.base_learning_rates[0] * factor
+    return effective_rate(run.optimizer.param_groups[0])
 
 
 def _update(run: Run, loss: float) -> float | None:
-    """Clips and steps; returns the gradient's norm before clipping, None for a step that fp16's loss scaler skipped."""
+    """Clips and steps; returns the gradient's norm before clipping, None for a step that was left out: by fp16's loss
+    scaler, or as a spike."""
     run.scaler.unscale_(run.optimizer)
     limit = run.config.training.max_grad_norm
     norm = float(torch.nn.utils.clip_grad_norm_(run.parameters, limit if limit > 0 else math.inf))
-    if not math.isfinite(loss) or not (math.isfinite(norm) or run.scaler.is_enabled()):
+    scaled = run.scaler.is_enabled() and run.scaler.get_scale() > SMALLEST_SCALE
+    if not math.isfinite(loss) or not (math.isfinite(norm) or scaled):
         run.optimizer.zero_grad(set_to_none=True)
-        raise Diverged(
-            f"The loss became {loss} (gradient {norm}) at step {run.step + 1}. The learning rate "
-            f"{run.config.optimizer.learning_rate:g} is probably too high: start again with a third of it."
-        )
-    run.scaler.step(run.optimizer)
+        raise Diverged(f"The loss of step {run.step + 1} is {loss}, the gradient's length {norm}.", loss, norm)
+    training = run.config.training
+    left_out = training.skip_spikes and loss_watch(run).is_spike(loss, training.spike_factor)
+    if not left_out:
+        run.scaler.step(run.optimizer)
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
-    return norm if math.isfinite(norm) else None
+    return norm if math.isfinite(norm) and not left_out else None
 
 
 def window_losses(run: Run, samples: list[Sample]) -> Tensor:
@@ -87,7 +126,8 @@ def window_losses(run: Run, samples: list[Sample]) -> Tensor:
         for sample in samples
     ]
     latents = torch.cat([run.pictures.latents[sample.index, flip] for sample, flip in zip(samples, flips, strict=True)])
-    noise, timesteps = draw_noise(run, latents.shape[1:], [(seed, step, sample.sample_id) for sample in samples])
+    keys = [(seed, step, sample.sample_id) for sample in samples]
+    noise = draw_noise(run.config.noise, run.noise_schedule, latents, keys)
     shown = [run.pictures.placed[sample.index] for sample in samples]
     captions = [
         training_caption(one.picture.caption, dataset, seed, step, sample.sample_id, one.picture.trigger_word)
@@ -96,16 +136,31 @@ def window_losses(run: Run, samples: list[Sample]) -> Tensor:
     indices = [sample.index for sample in samples]
     conditioning = condition(run, run.pictures, indices, flips, captions)
     weights = mask_batch(run.pictures, indices, flips)
-    result = denoising_losses(run, latents, noise, timesteps, conditioning, weights)
+    prediction, target = denoise(run, latents, noise, conditioning)
+    result = _counted(run, prediction, target, noise.timesteps.to(run.device), weights)
     if any(one.is_prior for one in shown):
         # lambda in equation 2 of DreamBooth (Ruiz et al. 2022, arXiv:2208.12242)
         prior = run.config.loss.prior_loss_weight
         result = result * torch.tensor([prior if one.is_prior else 1.0 for one in shown], device=run.device)
-    gamma = run.config.loss.min_snr_gamma
-    if gamma == 0:
-        return result
-    snr = run.noise_schedule.snr(timesteps.to(run.device))
-    return result * losses.min_snr_weights(snr, gamma, run.noise_schedule.prediction_type)
+    return result
+
+
+def _counted(run: Run, prediction: Tensor, target: Tensor, timesteps: Tensor, weights: Tensor | None) -> Tensor:
+    """Losses (B,) as the settings count and weigh them; the timesteps (B,) lie on the run's device."""
+    settings, schedule = run.config.loss, run.noise_schedule
+    snr = schedule.snr(timesteps)
+    delta = None
+    if settings.type in (LossType.HUBER, LossType.SMOOTH_L1):
+        delta = losses.huber_deltas(
+            settings.huber_schedule, settings.huber_delta, snr, timesteps, schedule.num_train_timesteps
+        )
+    errors = losses.elementwise_errors(prediction, target, settings.type, delta)
+    result = losses.mean_per_sample(errors, None if weights is None else weights.to(run.device))
+    if settings.min_snr_gamma > 0:
+        result = result * losses.min_snr_weights(snr, settings.min_snr_gamma, schedule.prediction_type)
+    if settings.debiased_estimation:
+        result = result * losses.debiased_weights(snr, schedule.prediction_type)
+    return result
 
 
 def mask_batch(pictures: PictureSet, indices: list[int], flips: list[bool]) -> Tensor | None:
@@ -115,18 +170,6 @@ def mask_batch(pictures: PictureSet, indices: list[int], flips: list[bool]) -> T
         return None
     whole = torch.ones(1, 1, *pictures.latents[keys[0]].shape[-2:])
     return torch.cat([pictures.masks.get(key, whole) for key in keys])
-
-
-def draw_noise(run: Run, shape: torch.Size, keys: list[tuple[int, int, str]]) -> tuple[Tensor, Tensor]:
-    """Noise (B, C, h, w) fp32 and timesteps (B,), each sample's drawn on the CPU from its own (seed, step, sample id)."""
-    noises, timesteps = [], []
-    for seed, step, sample_id in keys:
-        generator = torch.Generator().manual_seed(derive_seed(seed, "noise", step, sample_id))
-        noise = torch.randn(1, *shape, generator=generator)
-        offsets = torch.randn(1, shape[0], generator=generator)
-        noises.append(noise_offset(noise, offsets, run.config.loss.noise_offset))
-        timesteps.append(torch.randint(run.noise_schedule.num_train_timesteps, (1,), generator=generator))
-    return torch.cat(noises), torch.cat(timesteps)
 
 
 def condition(
@@ -157,13 +200,18 @@ def denoising_losses(
 ) -> Tensor:
     """Mean squared error (B,) fp32 of the denoiser's answers, weighted in space by `weights` (B, 1, h, w) if given.
 
-    All inputs may lie on the CPU.
+    The measure that all runs share, whatever loss they learn by. All inputs may lie on the CPU.
     """
-    latents, noise, timesteps = latents.to(run.device), noise.to(run.device), timesteps.to(run.device)
-    noisy_latents = run.noise_schedule.add_noise(latents, noise, timesteps)
-    target = run.noise_schedule.target(latents, noise, timesteps)
+    prediction, target = denoise(run, latents, Noise(noise, noise, timesteps), conditioning)
+    errors = losses.elementwise_errors(prediction, target)
+    return losses.mean_per_sample(errors, None if weights is None else weights.to(run.device))
+
+
+def denoise(run: Run, latents: Tensor, noise: Noise, conditioning: Conditioning) -> tuple[Tensor, Tensor]:
+    """The denoiser's answers and what they should be, both (B, C, h, w). All inputs may lie on the CPU."""
+    latents, timesteps = latents.to(run.device), noise.timesteps.to(run.device)
+    noisy_latents = run.noise_schedule.add_noise(latents, noise.mixed.to(run.device), timesteps)
+    target = run.noise_schedule.target(latents, noise.target.to(run.device), timesteps)
     with autocast(run.device, run.dtype):
         prediction = run.family.predict(run.components.denoiser, noisy_latents, timesteps, conditioning.to(run.device))
-    if weights is None:
-        return losses.mse_per_sample(prediction, target)
-    return losses.masked_mse_per_sample(prediction, target, weights.to(run.device))
+    return prediction, target

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 
 from security.errors import SafelightError
+from tests.trainer.test_every_setting import CHANGES, put
 from trainer.config.files import (
     ConfigError,
-    Setting,
-    SettingKind,
     apply_flags,
     config_values,
     dump_config,
@@ -22,46 +21,35 @@ from trainer.config.schema import TrainConfig
 SETTINGS = {setting.name: setting for setting in iter_settings()}
 
 
-def other_value(setting: Setting) -> object:
-    """A valid value that is not the default."""
-    if setting.kind is SettingKind.SWITCH:
-        return not setting.default
-    if setting.kind is SettingKind.CHOICE:
-        return next(choice for choice in setting.choices if choice != setting.default)
-    if setting.kind is SettingKind.LINES:
-        lines = ["a cat", 'quotes " and \\ and ünicode']
-        return [f"0.5 {line}" for line in lines] if setting.name == "dataset.more" else lines
-    if setting.kind is SettingKind.TEXT:
-        return {"dataset.caption_extension": ".caption", "training.device": "cpu"}.get(setting.name, "other")
-    step = setting.multiple_of or 1
-    if setting.kind is SettingKind.INTEGER:
-        return int(setting.default + step)
-    return setting.default * 0.5 if setting.default else 0.25
-
-
 def test_every_setting_has_a_help_sentence() -> None:
     for setting in SETTINGS.values():
         assert setting.help.endswith("."), setting.name
         assert len(setting.help) > 20, setting.name
 
 
-@pytest.mark.parametrize("setting", SETTINGS.values(), ids=lambda setting: setting.name)
-def test_a_changed_setting_survives_being_written_and_read(setting: Setting, tmp_path) -> None:
-    values = config_values(
-        TrainConfig(sample={"prompts": ("x",)}, validation={"folder": "v"}, dataset={"shuffle_tags": True})
-    )
-    target = values[setting.section] if setting.section else values
-    target[setting.field] = other_value(setting)
-    if setting.name == "dataset.shuffle_tags":
-        values["dataset"]["keep_tokens"] = 0
-    if setting.name == "model.zero_terminal_snr":
-        values["model"]["prediction_type"] = "v_prediction"
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_changed_setting_survives_being_written_and_read(name: str, tmp_path) -> None:
+    context, value = CHANGES[name]
+    values = config_values(TrainConfig())
+    for setting, given in [*context.items(), (name, value)]:
+        put(values, setting, given)
     config = parse_config(values)
+    assert config != TrainConfig()
     path = tmp_path / "run.toml"
     path.write_text(dump_config(config), encoding="utf-8")
     assert load_config(path) == config
+    section, _, field = name.rpartition(".")
     reread = config_values(load_config(path))
-    assert (reread[setting.section] if setting.section else reread)[setting.field] == other_value(setting)
+    assert (reread[section] if section else reread)[field] == value
+
+
+def test_odd_texts_survive_being_written_and_read(tmp_path) -> None:
+    lines = ["a cat", 'quotes " and \\ and ünicode', "# no comment", "it's"]
+    config = parse_config({"sample": {"prompts": lines, "negative_prompt": lines[1]}})
+    path = tmp_path / "run.toml"
+    path.write_text(dump_config(config), encoding="utf-8")
+    assert load_config(path).sample.prompts == tuple(lines)
+    assert load_config(path) == config
 
 
 def test_the_written_file_explains_each_setting() -> None:

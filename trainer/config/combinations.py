@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trainer.config.choices import PredictionType, Switch
+from trainer.config.choices import PredictionType, ScheduleName, Switch
 from trainer.config.sections import weighted_dataset
+from trainer.optimizers import OPTIMIZERS
 
 if TYPE_CHECKING:
     from trainer.config.schema import TrainConfig
@@ -13,7 +14,68 @@ if TYPE_CHECKING:
 
 def combination_faults(config: TrainConfig) -> list[str]:
     """A sentence for each combination that can't be run."""
-    return [text for applies, text in [*_run_faults(config), *_dataset_faults(config)] if applies]
+    faults = [*_run_faults(config), *_dataset_faults(config), *_optimizer_faults(config), *_noise_faults(config)]
+    return [text for applies, text in faults if applies]
+
+
+def _optimizer_faults(config: TrainConfig) -> list[tuple[bool, str]]:
+    settings, name = config.optimizer, config.optimizer.name.value
+    row = OPTIMIZERS[settings.name]
+    block_factors = [float(line.rsplit(maxsplit=1)[1]) for line in config.lora.block_learning_rates]
+    return [
+        (
+            not row.uses_schedule and settings.schedule is not ScheduleName.CONSTANT,
+            f"optimizer.schedule is {settings.schedule.value} but optimizer.name is {name}, which averages its weights in "
+            "place of a falling rate. Set optimizer.schedule to constant or choose another optimizer.",
+        ),
+        (
+            not row.uses_schedule and settings.beta1 == 0.0,
+            f"optimizer.beta1 is 0 but {name} needs it to average its weights. Set it to 0.9.",
+        ),
+        (
+            row.one_rate
+            and config.lora.train_text_encoder
+            and settings.text_encoder_learning_rate != settings.learning_rate,
+            f"optimizer.text_encoder_learning_rate is {settings.text_encoder_learning_rate:g} and optimizer.learning_rate is "
+            f"{settings.learning_rate:g}, but {name} finds one step size for everything. Set both to "
+            f"{settings.learning_rate:g} or choose another optimizer.",
+        ),
+        (
+            row.one_rate and settings.lora_plus_ratio != 1.0,
+            f"optimizer.lora_plus_ratio is {settings.lora_plus_ratio:g}, but {name} finds one step size for everything. "
+            "Set it to 1 or choose another optimizer.",
+        ),
+        (
+            row.one_rate and any(factor not in (0.0, 1.0) for factor in block_factors),
+            f"lora.block_learning_rates gives blocks rates of their own, but {name} finds one step size for everything: it "
+            "can only freeze blocks, with 0. Choose another optimizer.",
+        ),
+    ]
+
+
+def _noise_faults(config: TrainConfig) -> list[tuple[bool, str]]:
+    loss, noise = config.loss, config.noise
+    return [
+        (
+            loss.debiased_estimation and loss.min_snr_gamma > 0,
+            f"loss.debiased_estimation is on and loss.min_snr_gamma is {loss.min_snr_gamma:g}, but both say how much each "
+            "timestep counts. Switch one of them off.",
+        ),
+        (
+            noise.min_timestep >= noise.max_timestep,
+            f"noise.min_timestep is {noise.min_timestep} and noise.max_timestep {noise.max_timestep}, so no timestep is left "
+            "between them. Set the first one lower than the second.",
+        ),
+        (
+            noise.pyramid_iterations == 1,
+            "noise.pyramid_iterations is 1, but the first layer is as fine as the noise itself. Set it to 6, or to 0.",
+        ),
+        (
+            noise.pyramid_iterations > 0 and (noise.offset > 0 or noise.adaptive_offset != 0),
+            f"noise.pyramid_iterations is {noise.pyramid_iterations} and noise.offset or noise.adaptive_offset is set as well, "
+            "but both move the brightness of the noise: the coarsest layers of the pyramid are an offset. Set one to 0.",
+        ),
+    ]
 
 
 def _dataset_faults(config: TrainConfig) -> list[tuple[bool, str]]:
@@ -50,9 +112,19 @@ def _run_faults(config: TrainConfig) -> list[tuple[bool, str]]:
             f"sample.every_n_steps is {sample.every_n_steps} but sample.prompts is empty. Add a prompt or set it to 0.",
         ),
         (
-            validation.every_n_steps > 0 and not validation.folder,
-            f"validation.every_n_steps is {validation.every_n_steps} but validation.folder is empty. "
-            "Name a folder of held-out pictures or set it to 0.",
+            validation.every_n_steps > 0 and not (validation.folder or validation.split),
+            f"validation.every_n_steps is {validation.every_n_steps} but validation.folder is empty and validation.split "
+            "is 0. Name a folder of held-out pictures, hold out a share of the training pictures, or set it to 0.",
+        ),
+        (
+            bool(validation.folder) and validation.split > 0,
+            f"validation.split is {validation.split:g} and validation.folder is {validation.folder}: the held-out pictures "
+            "come from one of them. Set validation.split to 0 or empty validation.folder.",
+        ),
+        (
+            validation.early_stop_patience > 0 and validation.every_n_steps == 0,
+            f"validation.early_stop_patience is {validation.early_stop_patience} but validation.every_n_steps is 0, so "
+            "nothing is measured while the run goes on. Set validation.every_n_steps, or the patience to 0.",
         ),
         (
             optimizer.warmup_steps >= config.training.max_train_steps,

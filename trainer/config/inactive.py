@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from trainer.config.choices import ScheduleName
+from trainer.config.choices import LossType, ScheduleName, TimestepLaw
 from trainer.families import family_row
+from trainer.optimizers import OPTIMIZERS
 
 if TYPE_CHECKING:
     from trainer.config.schema import TrainConfig
@@ -50,6 +51,14 @@ ROWS: tuple[InactiveRow, ...] = (
         lambda config, family: not config.lora.train_text_encoder,
         "Does nothing while lora.train_text_encoder is off.",
     ),
+    *(
+        InactiveRow(
+            (f"optimizer.{field}",),
+            lambda config, family, field=field: field not in OPTIMIZERS[config.optimizer.name].uses,  # type: ignore[misc]
+            "Does nothing with the optimizer in optimizer.name, which has no such number.",
+        )
+        for field in ("beta1", "beta2", "beta3", "epsilon", "d_coefficient")
+    ),
     InactiveRow(
         ("optimizer.min_learning_rate_ratio",),
         lambda config, family: config.optimizer.schedule is ScheduleName.CONSTANT,
@@ -64,6 +73,41 @@ ROWS: tuple[InactiveRow, ...] = (
         ("optimizer.power",),
         lambda config, family: config.optimizer.schedule is not ScheduleName.POLYNOMIAL,
         "Does nothing unless optimizer.schedule is polynomial.",
+    ),
+    InactiveRow(
+        ("loss.huber_delta", "loss.huber_schedule"),
+        lambda config, family: config.loss.type not in (LossType.HUBER, LossType.SMOOTH_L1),
+        "Does nothing unless loss.type is huber or smooth_l1.",
+    ),
+    InactiveRow(
+        ("loss.huber_schedule",),
+        lambda config, family: config.loss.huber_delta == 1.0,
+        "Does nothing while loss.huber_delta is 1, which leaves no room to grow.",
+    ),
+    InactiveRow(
+        ("noise.offset_random_strength",),
+        lambda config, family: config.noise.offset == 0,
+        "Does nothing while noise.offset is 0.",
+    ),
+    InactiveRow(
+        ("noise.adaptive_offset",),
+        lambda config, family: config.noise.offset == 0 and config.noise.adaptive_offset < 0,
+        "Does nothing while noise.offset is 0, as there is nothing to take away from.",
+    ),
+    InactiveRow(
+        ("noise.pyramid_discount",),
+        lambda config, family: config.noise.pyramid_iterations == 0,
+        "Does nothing while noise.pyramid_iterations is 0.",
+    ),
+    InactiveRow(
+        ("noise.timestep_mean",),
+        lambda config, family: config.noise.timestep_law is not TimestepLaw.LOGIT_NORMAL,
+        "Does nothing unless noise.timestep_law is logit_normal.",
+    ),
+    InactiveRow(
+        ("noise.timestep_scale",),
+        lambda config, family: config.noise.timestep_law is TimestepLaw.UNIFORM,
+        "Does nothing while noise.timestep_law is uniform.",
     ),
     InactiveRow(
         ("loss.unmasked_weight",),
@@ -87,9 +131,20 @@ ROWS: tuple[InactiveRow, ...] = (
         "Does nothing while sample.guidance_scale is 1, which draws without a negative prompt.",
     ),
     InactiveRow(
-        ("validation.num_timesteps",),
-        lambda config, family: not config.validation.folder,
-        "Does nothing without held-out pictures in validation.folder.",
+        (
+            "validation.num_timesteps",
+            "validation.train_pictures",
+            "validation.keep_best",
+            "validation.early_stop_patience",
+            "validation.early_stop_delta",
+        ),
+        lambda config, family: not (config.validation.folder or config.validation.split),
+        "Does nothing without held-out pictures: set validation.split or validation.folder.",
+    ),
+    InactiveRow(
+        ("validation.early_stop_delta",),
+        lambda config, family: config.validation.early_stop_patience == 0,
+        "Does nothing while validation.early_stop_patience is 0.",
     ),
 )
 
