@@ -23,7 +23,7 @@ PARTIAL_SECONDS = 24 * 3600
 
 @dataclass(frozen=True)
 class LoraEntry:
-    """One file. `name`: as it is asked for; `NAME` in workspace/loras, `RUN/NAME` of a run. `changed`: seconds since the epoch."""
+    """One file. `name`: `NAME` in workspace/loras, `RUN/NAME` of a run. `changed`: seconds since the epoch."""
 
     name: str
     path: Path
