@@ -18,7 +18,8 @@ class LoraFile:
     `layers` by Place(part, module): part is unet, text_encoder or text_encoder_2, module diffusers' dotted name (text
     encoders' with `text_model.`). `biases`: differences of modules' biases. `embeddings`: trained words that came along, by
     word, their tensors by the name that the file has. `unmatched`: keys that could not be read, with the reason. `metadata`:
-    the header's texts. `file_format`: how most keys are written.
+    the header's texts. `file_format`: how most keys are written. `shapes`: of all tensors of the file by their keys; empty for
+    one that is only in memory.
     """
 
     family: str
@@ -28,6 +29,7 @@ class LoraFile:
     unmatched: dict[str, str] = field(default_factory=dict)
     biases: dict[Place, Tensor] = field(default_factory=dict)
     embeddings: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def part(self, name: str) -> dict[str, Layer]:
         """The layers of one part by their module."""

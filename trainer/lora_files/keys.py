@@ -50,6 +50,8 @@ class Key:
 UP, DOWN, MID, ALPHA, MAGNITUDE = "lora_up.weight", "lora_down.weight", "lora_mid.weight", "alpha", "dora_scale"
 PEFT_MAGNITUDE = "lora_magnitude_vector"
 """peft's DoRA magnitude: one number for each output, whatever the shape."""
+EMBEDDING_PREFIX = "bundle_emb."
+"""Words that were trained along, as kohya's, LyCORIS' and OneTrainer's files carry them."""
 LYCORIS_SUFFIXES = (
     *("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"),
     *("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"),
@@ -140,7 +142,7 @@ _DIFFUSERS_SUFFIXES = {UP: "lora_B.weight", DOWN: "lora_A.weight", MAGNITUDE: PE
 
 def _kohya_key(place: Place, suffix: str, family: str, *, original: bool) -> str:
     if place.part == UNET:
-        name = to_original(place.module) if original else place.module
+        name = to_original(place.module, family) if original else place.module
         prefix = "lora_unet"
     else:
         name = place.module
@@ -149,12 +151,14 @@ def _kohya_key(place: Place, suffix: str, family: str, *, original: bool) -> str
 
 
 def _diffusers_key(place: Place, suffix: str, family: str) -> str:
-    return f"{place.part}.{place.module}.{_DIFFUSERS_SUFFIXES.get(suffix, suffix)}"
+    if suffix not in _DIFFUSERS_SUFFIXES:
+        raise ValueError(f"diffusers' names have none for {suffix} of {place.module}.")
+    return f"{place.part}.{place.module}.{_DIFFUSERS_SUFFIXES[suffix]}"
 
 
 def _comfyui_key(place: Place, suffix: str, family: str) -> str:
     if place.part == UNET:
-        return f"diffusion_model.{to_original(place.module)}.{suffix}"
+        return f"diffusion_model.{to_original(place.module, family)}.{suffix}"
     encoder = CLIP_NAMES[TEXT_ENCODERS.index(place.part)]
     return f"text_encoders.{encoder}.transformer.{place.module}.{suffix}"
 

@@ -23,15 +23,19 @@ class FamilyNames:
 
     `original_numbering`: kohya's files number the U-Net's blocks as the original code does, else as diffusers does.
     `kohya_text_encoders`: their prefixes. `context_width`: inputs of the U-Net's cross-attention in the published models.
+    `bare_up_levels`: levels on the way up that have no attention, where the original code counts the up-sampler as 1.
     """
 
     original_numbering: bool
     kohya_text_encoders: tuple[str, ...]
     context_width: int
+    bare_up_levels: frozenset[int] = frozenset()
 
 
 FAMILY_NAMES: dict[str, FamilyNames] = {
-    "sd15": FamilyNames(original_numbering=False, kohya_text_encoders=("lora_te",), context_width=768),
+    "sd15": FamilyNames(
+        original_numbering=False, kohya_text_encoders=("lora_te",), context_width=768, bare_up_levels=frozenset({0})
+    ),
     "sdxl": FamilyNames(original_numbering=True, kohya_text_encoders=("lora_te1", "lora_te2"), context_width=2048),
 }
 OTHER_CONTEXT_WIDTHS = {1024: "Stable Diffusion 2.x", 1280: "the SDXL refiner"}
@@ -178,8 +182,8 @@ def from_original(name: str) -> str | None:
     return f"{block}.attentions.{layer}.{leaf}" if inner == "1" else _resnet(f"{block}.resnets.{layer}", leaf)
 
 
-def to_original(module: str) -> str:
-    """The name in the original numbering of a U-Net whose levels have two layers, and attention where they grow.
+def to_original(module: str, family: str) -> str:
+    """The name in the original numbering of a U-Net of a family, whose levels have two layers.
 
     Raises ValueError for a name that no such U-Net has.
     """
@@ -201,7 +205,8 @@ def to_original(module: str) -> str:
     if kind == "downsamplers":
         return f"input_blocks.{first + LAYERS_PER_LEVEL - 1}.0.op"
     if kind == "upsamplers":
-        return f"output_blocks.{first + LAYERS_PER_LEVEL - 1}.2.conv"
+        position = 1 if level in FAMILY_NAMES[family].bare_up_levels else 2
+        return f"output_blocks.{first + LAYERS_PER_LEVEL - 1}.{position}.conv"
     place = f"{'input' if down else 'output'}_blocks.{first + layer}"
     return f"{place}.1.{leaf}" if kind == "attentions" else f"{place}.0.{_RESNET[leaf]}"
 

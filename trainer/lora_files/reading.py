@@ -23,8 +23,6 @@ from trainer.lora_files.layers import Layer
 from trainer.lora_files.names import FAMILY_NAMES, Place
 from trainer.lora_files.peft_metadata import PeftSettings, peft_settings
 
-EMBEDDING_PREFIX = "bundle_emb."
-"""Words that were trained along, as kohya's, LyCORIS' and OneTrainer's files carry them."""
 _BIASES = {"diff_b", "b_norm"}
 _OTHER_KINDS = {
     ".oft_diag": "old OFT files, which LyCORIS itself has replaced, are not read",
@@ -81,7 +79,16 @@ def read_lora(path: Path, family: str | None = None) -> LoraFile:
     embeddings = {
         word: {name: tensors[key] for name, key in own_keys.items()} for word, own_keys in ordered.embeddings.items()
     }
-    return LoraFile(family, layers, header.metadata, ordered.file_format, unmatched, biases, embeddings)
+    return LoraFile(
+        family,
+        layers,
+        header.metadata,
+        ordered.file_format,
+        unmatched,
+        biases,
+        embeddings,
+        shapes={key: info.shape for key, info in header.tensors.items()},
+    )
 
 
 def sort_keys(header: WeightsHeader, family: str, name: str) -> Sorted:
@@ -95,8 +102,8 @@ def sort_keys(header: WeightsHeader, family: str, name: str) -> Sorted:
     unmatched: dict[str, str] = {}
     formats: Counter[FileFormat] = Counter()
     for key in header.tensors:
-        if key.startswith(EMBEDDING_PREFIX):
-            word, _, inner = key.removeprefix(EMBEDDING_PREFIX).partition(".")
+        if key.startswith(keys.EMBEDDING_PREFIX):
+            word, _, inner = key.removeprefix(keys.EMBEDDING_PREFIX).partition(".")
             embeddings[word][inner] = key
             continue
         meaning = parse_key(key, usual)
