@@ -104,6 +104,7 @@ def _kohya_entries(config: TrainConfig, facts: ExportFacts) -> dict[str, str]:
         "ss_gradient_accumulation_steps": training.gradient_accumulation_steps,
         "ss_gradient_checkpointing": training.gradient_checkpointing,
         "ss_max_grad_norm": training.max_grad_norm,
+        "ss_scale_weight_norms": training.max_weight_norm or None,
         "ss_mixed_precision": facts.mixed_precision,
         "ss_seed": training.seed,
         "ss_resolution": (dataset.resolution, dataset.resolution),

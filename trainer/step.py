@@ -11,6 +11,8 @@ from torch import Tensor
 from security.errors import SafelightError
 from trainer import events, losses
 from trainer.adapters.groups import stop_learning
+from trainer.adapters.layer import adapted_layers
+from trainer.adapters.norms import limit_norms
 from trainer.adapters.targets import DENOISER
 from trainer.config.schema import LossType
 from trainer.dataset.batches import Sample
@@ -23,7 +25,6 @@ from trainer.randomness import derive_random, derive_seed
 from trainer.schedules import learning_rate_factor
 from trainer.setup import PictureSet, Run
 from trainer.spikes import LossWatch
-
 
 SMALLEST_SCALE = 2.0**-10
 """fp16's loss scaler halves its factor for every gradient that is too large; so far down, none is small enough."""
@@ -112,6 +113,9 @@ def _update(run: Run, loss: float) -> float | None:
     left_out = training.skip_spikes and loss_watch(run).is_spike(loss, training.spike_factor)
     if not left_out:
         run.scaler.step(run.optimizer)
+        if training.max_weight_norm > 0:
+            for part in run.adapted.values():
+                limit_norms(adapted_layers(part).values(), training.max_weight_norm)
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
     return norm if math.isfinite(norm) and not left_out else None

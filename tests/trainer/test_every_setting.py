@@ -80,6 +80,7 @@ CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
     "training.batch_size": ({}, 3),
     "training.gradient_accumulation_steps": ({}, 2),
     "training.max_grad_norm": ({}, 1e-4),
+    "training.max_weight_norm": ({}, 1e-3),
     "training.gradient_checkpointing": ({}, True),
     "training.seed": ({}, 7),
     "training.device": ({}, "cuda:17"),

@@ -57,6 +57,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {
             "dataset.aspect_buckets": False,
             "dataset.caption_dropout_rate": 1.0,
+            "lora.adapter": "dora",
             "sample.guidance_scale": 1.0,
         },
         {
@@ -64,6 +65,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "dataset.min_bucket_pictures": 2,
             "dataset.shuffle_tags": True,
             "dataset.keep_tokens": 1,
+            "training.max_weight_norm": 0.01,
             "sample.negative_prompt": "green",
         },
     ),

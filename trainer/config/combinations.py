@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trainer.config.choices import PredictionType, ScheduleName, Switch
-from trainer.config.sections import weighted_dataset
+from trainer.adapters.patterns import pattern_faults
+from trainer.adapters.table import ADAPTERS
+from trainer.config.choices import AdapterInit, PredictionType, ScheduleName, Switch
+from trainer.config.sections import MAX_RANK, block_rank, block_rate, weighted_dataset, weighted_lora
 from trainer.optimizers import OPTIMIZERS
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 def combination_faults(config: TrainConfig) -> list[str]:
     """A sentence for each combination that can't be run."""
     faults = [*_run_faults(config), *_dataset_faults(config), *_optimizer_faults(config), *_noise_faults(config)]
+    faults += _lora_faults(config)
     return [text for applies, text in faults if applies]
 
 
@@ -29,8 +32,23 @@ def _optimizer_faults(config: TrainConfig) -> list[tuple[bool, str]]:
             "place of a falling rate. Set optimizer.schedule to constant or choose another optimizer.",
         ),
         (
+            not row.uses_schedule and config.training.max_weight_norm > 0,
+            f"training.max_weight_norm is {config.training.max_weight_norm:g} but optimizer.name is {name}, which takes its "
+            "steps beside the weights that would be shortened. Set it to 0 or choose another optimizer.",
+        ),
+        (
+            config.lora.init is AdapterInit.PISSA and config.training.max_weight_norm > 0,
+            f"training.max_weight_norm is {config.training.max_weight_norm:g} but lora.init is pissa, whose matrices begin as "
+            "part of the model, so that shortening them would change it. Set it to 0 or choose another start.",
+        ),
+        (
             not row.uses_schedule and settings.beta1 == 0.0,
             f"optimizer.beta1 is 0 but {name} needs it to average its weights. Set it to 0.9.",
+        ),
+        (
+            not row.uses_schedule and config.training.max_weight_norm > 0,
+            f"training.max_weight_norm is {config.training.max_weight_norm:g}, but {name} keeps the weights in two copies, of "
+            "which only one would be shortened. Set it to 0 or choose another optimizer.",
         ),
         (
             row.one_rate
@@ -49,6 +67,61 @@ def _optimizer_faults(config: TrainConfig) -> list[tuple[bool, str]]:
             row.one_rate and any(factor not in (0.0, 1.0) for factor in block_factors),
             f"lora.block_learning_rates gives blocks rates of their own, but {name} finds one step size for everything: it "
             "can only freeze blocks, with 0. Choose another optimizer.",
+        ),
+    ]
+
+
+def _lora_faults(config: TrainConfig) -> list[tuple[bool, str]]:
+    lora, row, name = config.lora, ADAPTERS[config.lora.adapter], config.lora.adapter.value
+    dropouts = [field for field in ("dropout", "rank_dropout", "module_dropout") if getattr(lora, field) > 0]
+    high = [line for line in lora.block_ranks if block_rank(line)[1] > MAX_RANK]
+    idle = [name for weight, name in map(weighted_lora, lora.merge_first) if weight == 0]
+    uneven = [line for line in lora.block_learning_rates if block_rate(line)[1] not in (0.0, 1.0)]
+    stop, total = lora.text_encoder_stop_step, config.training.max_train_steps
+    optimizer, one_rate = config.optimizer.name.value, OPTIMIZERS[config.optimizer.name].one_rate
+    return [
+        *((True, fault) for fault in pattern_faults(lora)),
+        (
+            not lora.train_denoiser and not lora.train_text_encoder,
+            "lora.train_denoiser and lora.train_text_encoder are both off, so nothing would be trained. Switch one of them on.",
+        ),
+        (
+            not lora.train_denoiser and lora.train_text_encoder and 0 < stop < total,
+            f"lora.text_encoder_stop_step is {stop} but lora.train_denoiser is off, so nothing would be trained after it. "
+            f"Set it to 0, or training.max_train_steps to {stop}.",
+        ),
+        (
+            lora.init not in row.inits,
+            f"lora.init is {lora.init.value} but lora.adapter is {name}, which can't begin so. Set lora.init to "
+            f"{' or '.join(init.value for init in row.inits)}, or lora.adapter to lora.",
+        ),
+        (
+            lora.init is AdapterInit.PISSA and bool(dropouts),
+            f"lora.init is pissa but lora.{' and lora.'.join(dropouts)} is on: pissa moves a part of the base into the "
+            "adapter, and dropping it would drop that part of the base. Set it to 0, or lora.init to default.",
+        ),
+        (
+            lora.init is AdapterInit.PISSA and bool(lora.continue_from),
+            "lora.init is pissa but lora.continue_from names a LoRA to begin with. Set lora.init to default or empty "
+            "lora.continue_from.",
+        ),
+        (
+            bool(high),
+            f"lora.block_ranks has the line {next(iter(high), '')!r}: a rank may be {MAX_RANK} at most. Set it lower.",
+        ),
+        (
+            bool(idle),
+            f"lora.merge_first gives {', '.join(idle)} the weight 0, so it would change nothing. Take the line out.",
+        ),
+        (
+            one_rate and config.optimizer.lora_plus_ratio != 1,
+            f"optimizer.lora_plus_ratio is {config.optimizer.lora_plus_ratio:g} but optimizer.name is {optimizer}, which "
+            "finds one step size for everything. Set it to 1 or choose another optimizer.",
+        ),
+        (
+            one_rate and bool(uneven),
+            f"lora.block_learning_rates has the line {next(iter(uneven), '')!r} but optimizer.name is {optimizer}, which finds one step "
+            "size for everything. Only the factor 0 goes with it: take the others out or choose another optimizer.",
         ),
     ]
 

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from trainer.config.choices import LossType, ScheduleName, TimestepLaw
+from trainer.adapters.table import ADAPTERS, listens
+from trainer.config.choices import AdapterName, LoraTargets, LossType, ScheduleName, TimestepLaw
 from trainer.families import family_row
 from trainer.optimizers import OPTIMIZERS
 
@@ -75,6 +76,11 @@ ROWS: tuple[InactiveRow, ...] = (
         "Does nothing unless optimizer.schedule is polynomial.",
     ),
     InactiveRow(
+        ("training.max_weight_norm",),
+        lambda config, family: config.lora.adapter in (AdapterName.DORA, AdapterName.OFT, AdapterName.BOFT),
+        "Does nothing with the adapter in lora.adapter: a rotation has no length, and DoRA learns the lengths itself.",
+    ),
+    InactiveRow(
         ("loss.huber_delta", "loss.huber_schedule"),
         lambda config, family: config.loss.type not in (LossType.HUBER, LossType.SMOOTH_L1),
         "Does nothing unless loss.type is huber or smooth_l1.",
@@ -108,6 +114,50 @@ ROWS: tuple[InactiveRow, ...] = (
         ("noise.timestep_scale",),
         lambda config, family: config.noise.timestep_law is TimestepLaw.UNIFORM,
         "Does nothing while noise.timestep_law is uniform.",
+    ),
+    *(
+        InactiveRow(
+            (f"lora.{field}" if field != "lora_plus_ratio" else "optimizer.lora_plus_ratio",),
+            lambda config, family, field=field: not listens(config.lora.adapter, field),  # type: ignore[misc]
+            f"Does nothing with this lora.adapter: {' or '.join(name.value for name in ADAPTERS if listens(name, field))} "
+            "would use it.",
+        )
+        for field in sorted(set().union(*(row.listens_to for row in ADAPTERS.values())))
+    ),
+    InactiveRow(
+        ("lora.conv_alpha",),
+        lambda config, family: (
+            config.lora.conv_rank == 0
+            and not ADAPTERS[config.lora.adapter].takes_convolutions
+            and config.lora.targets is not LoraTargets.ALL
+            and not config.lora.target_patterns
+        ),
+        "Does nothing while no convolution is trained: set lora.conv_rank, lora.targets or lora.adapter.",
+    ),
+    InactiveRow(
+        ("lora.targets", "lora.conv_rank"),
+        lambda config, family: not config.lora.train_denoiser,
+        "Does nothing while lora.train_denoiser is off.",
+    ),
+    InactiveRow(
+        ("lora.targets",),
+        lambda config, family: bool(config.lora.target_patterns),
+        "Does nothing while lora.target_patterns chooses the layers.",
+    ),
+    InactiveRow(
+        ("optimizer.learning_rate", "lora.target_patterns"),
+        lambda config, family: not config.lora.train_denoiser,
+        "Does nothing while lora.train_denoiser is off.",
+    ),
+    InactiveRow(
+        ("lora.text_encoder_stop_step",),
+        lambda config, family: not config.lora.train_text_encoder,
+        "Does nothing while lora.train_text_encoder is off.",
+    ),
+    InactiveRow(
+        ("lora.text_encoder_stop_step",),
+        lambda config, family: config.lora.text_encoder_stop_step >= config.training.max_train_steps,
+        "Does nothing, since the run ends before: set it below training.max_train_steps.",
     ),
     InactiveRow(
         ("loss.unmasked_weight",),

@@ -35,6 +35,7 @@ class Section(BaseModel):
 
 WEIGHTED_DATASET = r"^(0|[1-9][0-9]{0,3})([.][0-9]{1,2})? +[^ ].*$"
 """`0.5 faces`: a weight with at most two decimals, so that turns come round, and a dataset."""
+MAX_RANK = 256
 BLOCK_RANK = r"^\S+ +(0|[1-9][0-9]{0,2})( +[0-9]{1,4}([.][0-9]{1,4})?)?$"
 """`down_blocks.1 8 4`: a pattern, a rank and perhaps an alpha."""
 BLOCK_RATE = r"^\S+ +[0-9]{1,3}([.][0-9]{1,6})?$"
@@ -100,7 +101,7 @@ class LoraConfig(Section):
 
     adapter: AdapterName = AdapterName.LORA
     """Kind of adapter: lora suits nearly everything, locon adds the convolutions, the others trade time for size or gentleness."""
-    rank: Annotated[int, Field(ge=1, le=256)] = 16
+    rank: Annotated[int, Field(ge=1, le=MAX_RANK)] = 16
     """Rank (dimension) of the adapter's matrices; higher learns more and makes a larger file."""
     alpha: Annotated[float, Field(gt=0.0, le=1024.0)] = 16.0
     """Scale of the adapter: its effect is multiplied by alpha / rank, so half the alpha halves the step size."""
@@ -114,7 +115,7 @@ class LoraConfig(Section):
     """Share of the ranks left out at random in each step (loha and lokr: of the outputs, oft and boft: of the blocks)."""
     module_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of the layers whose adapter is left out as a whole, at random in each step."""
-    conv_rank: Annotated[int, Field(ge=0, le=256)] = 0
+    conv_rank: Annotated[int, Field(ge=0, le=MAX_RANK)] = 0
     """Rank of the convolutions larger than 1x1; 0 leaves them alone, but locon and targets all take the rank then."""
     conv_alpha: Annotated[float, Field(ge=0.0, le=1024.0)] = 0.0
     """Alpha of the convolutions larger than 1x1; 0 takes alpha."""
@@ -190,6 +191,8 @@ class TrainingConfig(Section):
     """Forward passes that are added up before one optimizer step; smooths like a larger batch at no memory cost."""
     max_grad_norm: Annotated[float, Field(ge=0.0, le=1000.0)] = 1.0
     """Longest gradient allowed, longer ones are shortened to it; 0 switches clipping off."""
+    max_weight_norm: Annotated[float, Field(ge=0.0, le=1000.0)] = 0.0
+    """Furthest that each layer may be changed (1 is usual), which keeps a LoRA from overpowering others; 0 sets no limit."""
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them: much less memory, about a third slower."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 42
