@@ -28,7 +28,7 @@ from trainer.runs import Progress, RunFolder, RunState
 from trainer.workspace import REPOSITORY_DIR, Workspace
 from ui import cli, cli_doctor, cli_run
 
-COMMANDS = ("demo", "train", "resume", "runs", "models", "convert", "tokens", "doctor", "test")
+COMMANDS = ("demo", "train", "check", "resume", "runs", "models", "convert", "tokens", "doctor", "test")
 
 
 @pytest.fixture
@@ -326,11 +326,6 @@ def test_progress_line(progress: dict[str, Any], text: str) -> None:
     assert cli_run.progress_text(Progress(run_id="x", name="x", **progress)) == text
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (99, "99 s"), (120, "2 min"), (12000, "3 h 20 min")])
-def test_duration(seconds: float, text: str) -> None:
-    assert cli_run.duration_text(seconds) == text
-
-
 def test_doctor_finds_this_machine_well(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     code = cli.main(["doctor", "--json"])
     checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)}
@@ -416,3 +411,17 @@ def test_page_is_up_soon_and_ends_on_sigterm(tmp_path: Path) -> None:
     assert first.startswith("Safelight is ready: http://127.0.0.1:")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5
+
+
+def test_a_run_is_checked_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = tmp_path / "run.toml"
+    settings.write_text('name = "x"\n[dataset]\nresolution = 64\n[optimizer]\nlearning_rate = 9.0\n')
+    where = ["--workspace", str(tmp_path / "space")]
+    assert cli.main(["check", str(settings), "--no-dry-run", *where]) == 0
+    told = capsys.readouterr().out
+    assert "WARNING" in told and "optimizer.learning_rate is 9" in told and "Ready to train: " in told
+    flags = ["--optimizer.learning_rate", "1e-4", "--dataset.folder", "nowhere"]
+    assert cli.main(["check", str(settings), "--json", *flags, *where]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert not report["ok"] and any("nowhere" in one["text"] for one in report["findings"])
+    assert cli.main(["check", str(tmp_path / "missing.toml"), *where]) == 2

@@ -59,7 +59,9 @@ def main(arguments: Sequence[str]) -> int:
     install()
     take_tokens()
     try:
-        flags, rest = split_settings(arguments) if list(arguments[:1]) == ["train"] else ([], list(arguments))
+        flags, rest = (
+            split_settings(arguments) if list(arguments[:1]) in (["train"], ["check"]) else ([], list(arguments))
+        )
         options = build_parser().parse_args(rest)
         options.flags = flags
         command: Callable[[argparse.Namespace], int] = options.run
@@ -165,6 +167,20 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "python launch.py train RUN.toml [--section.field VALUE ...] [--workspace DIR] [--json]"
     _add_workspace(parser)
     _add_json(parser, "print every event as a line of JSON")
+    _settings_arguments(parser)
+
+
+def _check_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = (
+        "python launch.py check RUN.toml [--section.field VALUE ...] [--no-dry-run] [--workspace DIR] [--json]"
+    )
+    _add_workspace(parser)
+    _add_json(parser, "print JSON")
+    parser.add_argument("--no-dry-run", action="store_true", help="load no model: only what can be told without it")
+    _settings_arguments(parser)
+
+
+def _settings_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "config", type=Path, metavar="RUN.toml", help="settings of the run; what it leaves out is default"
     )
@@ -309,6 +325,15 @@ def run_train(options: argparse.Namespace) -> int:
     return train(open_workspace(options), options.config, options.flags, as_json=options.json)
 
 
+def run_check(options: argparse.Namespace) -> int:
+    """Checks a run before it starts: every fault and warning, and the time, memory and disk that it will need."""
+    from ui.cli_check import check
+
+    return check(
+        open_workspace(options), options.config, options.flags, dry_run=not options.no_dry_run, as_json=options.json
+    )
+
+
 def run_resume(options: argparse.Namespace) -> int:
     """Lets a paused, stopped, failed or interrupted run go on from its last checkpoint."""
     from ui.cli_run import resume
@@ -410,6 +435,7 @@ def run_tests(arguments: Sequence[str]) -> int:
 COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[..., int]]] = {
     "demo": (_demo_arguments, run_demo),
     "train": (_train_arguments, run_train),
+    "check": (_check_arguments, run_check),
     "resume": (_resume_arguments, run_resume),
     "runs": (_list_arguments, show_runs),
     "models": (_models_arguments, show_models),

@@ -19,8 +19,13 @@ WORDS = {
     "copy": "Copying",
     "export": "Exporting",
     "publish": "Uploading",
+    "preflight": "Checking",
 }
 """The state of a strip that shows a task of this kind; others are "Working"."""
+
+
+TABS = {"preflight": "train"}
+"""The tab that shows a task of this kind; others are on the Dataset tab."""
 
 
 def task_line(task: TaskView) -> str:
@@ -48,7 +53,7 @@ def with_task(values: dict[str, Any], task: TaskView | None) -> dict[str, Any]:
         "name": task.dataset,
         "run": "",
         "task": task.id,
-        "tab": "dataset",
+        "tab": TABS.get(task.kind, "dataset"),
         "headline": line,
         "percent": task.percent,
         "active": True,
