@@ -59,10 +59,10 @@ def resize_lora(
     metadata = {**file.metadata, **entries, "safelight_resized": json.dumps(recipe)}
     if entries and "ss_network_args" not in entries:
         metadata.pop("ss_network_args", None)
-    num_bytes = save(dataclasses.replace(file, layers=layers, metadata=metadata), target, form, [file])
+    num_bytes, loads = save(dataclasses.replace(file, layers=layers, metadata=metadata), target, form, [file])
     before = gigabytes(source.path.stat().st_size) if source.path != target else ""
     sentence = f"{target.stem}: {told(reports, num_bytes)}" + (f" {source.name} has {before}." if before else "")
-    return Outcome(target, sentence, tuple(reports), _unread(file, source.name), kept_overall(reports))
+    return Outcome(target, sentence, tuple(reports), (loads, *_unread(file, source.name)), kept_overall(reports))
 
 
 def merge_loras(
@@ -95,12 +95,12 @@ def merge_loras(
         biases=_summed_biases(sources, files),
         embeddings=_all_words(sources, files),
     )
-    num_bytes = save(result, target, form, files)
+    num_bytes, loads = save(result, target, form, files)
     sum_of = " + ".join(f"{one.weight:g} x {one.name}" for one in sources)
     notes = [note for one, file in zip(sources, files, strict=True) for note in _unread(file, one.name)]
     notes += _prediction_note([file.metadata.get("modelspec.prediction_type", "") for file in files])
     sentence = f"{target.stem} is {sum_of}: {told(reports, num_bytes)}"
-    return Outcome(target, sentence, tuple(reports), tuple(notes), kept_overall(reports))
+    return Outcome(target, sentence, tuple(reports), (loads, *notes), kept_overall(reports))
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def extract_lora(
         "modelspec.prediction_type": "v" if predicts[0] == "v_prediction" else "epsilon",
         "safelight_extracted": json.dumps(recipe),
     }
-    num_bytes = save(LoraFile(tuned.found.family, found.layers, metadata), target, form)
+    num_bytes, loads = save(LoraFile(tuned.found.family, found.layers, metadata), target, form)
     notes = [f"{found.unchanged} modules are equal in both models."] if found.unchanged else []
     if found.left_out:
         notes.append(
@@ -136,7 +136,7 @@ def extract_lora(
         )
     sentence = f"{target.stem} is what {tuned.name} adds to {base.name}: {told(found.reports, num_bytes)}"
     notes += _prediction_note(predicts)
-    return Outcome(target, sentence, tuple(found.reports), tuple(notes), found.kept)
+    return Outcome(target, sentence, tuple(found.reports), (loads, *notes), found.kept)
 
 
 def bake_loras(base: Path, sources: Sequence[Weighted], target: Path, *, control: TaskControl | None = None) -> Outcome:
@@ -187,14 +187,14 @@ def convert_lora(
     else:
         _refuse_no_change(file, source.name, form)
     result = dataclasses.replace(file, layers=layers, metadata={**file.metadata, **network_entries(layers)})
-    num_bytes = save(result, target, form, [file])
+    num_bytes, loads = save(result, target, form, [file])
     names = (form.file_format or file.file_format).value
     sentence = (
         f"{target.stem} has the {len(layers)} layers of {source.name} under {names} names, {gigabytes(num_bytes)}."
     )
     if reports:
         sentence += f" Of other kinds became LoRA: {told(reports, num_bytes)}"
-    return Outcome(target, sentence, tuple(reports), _unread(file, source.name), kept_overall(reports))
+    return Outcome(target, sentence, tuple(reports), (loads, *_unread(file, source.name)), kept_overall(reports))
 
 
 @contextmanager

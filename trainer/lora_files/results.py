@@ -23,6 +23,7 @@ from trainer.lora_files.changes import LayerReport, is_kernel, kept_overall, tit
 from trainer.lora_files.file import LoraFile
 from trainer.lora_files.keys import FileFormat
 from trainer.lora_files.layers import Difference, Layer, LowRank
+from trainer.lora_files.programs import loads_in, told_in_words
 from trainer.lora_files.reading import read_lora
 from trainer.lora_files.streaming import STALE_ENTRIES, put_in_place
 from trainer.lora_files.writing import write_lora
@@ -74,8 +75,8 @@ class Form:
     replace: bool = False
 
 
-def save(file: LoraFile, target: Path, form: Form, sources: Sequence[LoraFile] = ()) -> int:
-    """Writes a result under its name and reads it once more; returns its bytes.
+def save(file: LoraFile, target: Path, form: Form, sources: Sequence[LoraFile] = ()) -> tuple[int, str]:
+    """Writes a result under its name and reads it once more; returns its bytes, and which programs load it, in words.
 
     `sources`: whose number format the result has if the form names none. Nothing is replaced unless the form says so.
     Raises SafelightError: the disk is too full, the format has no keys for a layer, the name is taken, or the file reads
@@ -103,7 +104,7 @@ def save(file: LoraFile, target: Path, form: Form, sources: Sequence[LoraFile] =
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
-    return num_bytes
+    return num_bytes, told_in_words(loads_in(again))
 
 
 def precision_of(file: LoraFile) -> SavePrecision:
