@@ -17,7 +17,7 @@ from trainer.dataset.measures import fingerprint_of
 from trainer.dataset.scan import Picture
 from trainer.dataset.similar import Fingerprint
 from trainer.dataset.sources import Source
-from trainer.dataset.splitting import Divided, FingerprintOf, divide, twins
+from trainer.dataset.splitting import Divided, FingerprintOf, divide, find_relatives, twins
 from trainer.events import Event
 
 MAX_NAMED = 3
@@ -55,11 +55,10 @@ def hold_out(
         earlier = None
     return divide(
         scanned,
-        fingerprints,
+        lambda pictures: find_relatives(pictures, fingerprints, progress),
         share=config.validation.split,
         seed=config.training.seed,
         earlier=earlier,
-        progress=progress,
     )
 
 

@@ -15,6 +15,7 @@ from security.errors import SafelightError
 from security.roots import Root
 from trainer import events
 from trainer.adapters.place import adapt
+from trainer.adapters.starts import continue_from, merge_loras
 from trainer.checkpoints import newest_good_checkpoint
 from trainer.config.inactive import inactive_warning
 from trainer.config.schema import TrainConfig
@@ -22,7 +23,7 @@ from trainer.dataset.batches import BatchPlan, PlacedPicture
 from trainer.dataset.cache import TensorCache
 from trainer.dataset.captions import changes_every_step
 from trainer.dataset.complaints import picture_complaints
-from trainer.dataset.manifest import changes_since, manifest_hash, manifest_text
+from trainer.dataset.manifest import changes_since, manifest_hash, run_manifest
 from trainer.dataset.placing import place_alone, place_pictures
 from trainer.dataset.scan import Picture, scan_folder
 from trainer.dataset.sources import Source
@@ -87,6 +88,7 @@ class Run:
     images_seen: int = 0
     resumed_from: int | None = None
     base_learning_rates: list[float] = field(default_factory=list)
+    text_encoder_stopped: bool = False
     changed: dict[str, str] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=dict)
     saved_at: float = field(default_factory=time.monotonic)
@@ -143,6 +145,7 @@ def prepare(
     dtype = choose_dtype(config.model.precision, device)
     family = get_family(inputs.model.family)
     components = family.load(inputs.model, device, dtype)
+    merge_loras(components, family.name, inputs.merge_first)
     noise_schedule = family.schedule(components, config.model)
 
     step = family.bucket_step(components)
@@ -181,7 +184,7 @@ def prepare(
         scaler=torch.amp.GradScaler(device.type, enabled=dtype is torch.float16),
         base_learning_rates=[group["lr"] for group in optimizer.param_groups],
     )
-    _restore(run, emit)
+    _restore(run, inputs, emit)
     return run
 
 
@@ -198,16 +201,7 @@ def _scan(config: TrainConfig, source: Source, emit: Emit) -> list[Picture]:
 
 def _write_manifest(folder: RunFolder, inputs: Inputs, sets: list[PictureSet], emit: Emit) -> str:
     """Writes down what is trained on, and says so when a run goes on with other pictures than it began with."""
-    parts = [
-        (source, [one for one in sets[0].placed if one.source == number])
-        for number, source in enumerate(inputs.sources)
-    ]
-    if inputs.held_out is not None:
-        parts.append((inputs.held_out, sets[1].placed))
-        split = []
-    else:
-        split = [(inputs.sources[one.source], [one]) for one in sets[1].placed]
-    text = manifest_text(parts, split)
+    text = run_manifest(inputs.sources, sets[0].placed, inputs.held_out, sets[1].placed)
     if complaint := changes_since(folder.manifest_path, text):
         emit(events.Warned(complaint))
     Root(folder.path).write_text_atomic(folder.manifest_path, text)
@@ -267,6 +261,13 @@ def _encode(
     if config.sample.prompts:
         wanted_prompts |= {*config.sample.prompts, config.sample.negative_prompt}
     prompts.prepare(wanted_prompts, preparation.counting("Encoding captions"))
+    if any(cache is not None and cache.is_full for cache in (latent_cache, prompts.cache)):
+        preparation.emit(
+            events.Warned(
+                "The disk is full, so what was encoded is kept in memory only: this run trains all the same, and the next "
+                "one encodes it again. Make room soon: its checkpoints need some too."
+            )
+        )
     return prompts
 
 
@@ -295,13 +296,20 @@ def _free_encoders(components: Components, prompts: Prompts) -> None:
         components.text_encoders = [None] * len(components.text_encoders)
 
 
-def _restore(run: Run, emit: Emit) -> None:
+def _restore(run: Run, inputs: Inputs, emit: Emit) -> None:
     checkpoint, complaints = newest_good_checkpoint(run.folder.checkpoints_dir)
     for complaint in complaints:
         emit(events.Warned(complaint))
     if checkpoint is not None:
         for sentence in restore(run, checkpoint):
             emit(events.Warned(sentence))
+        return
+    if inputs.missing:
+        raise SafelightError(inputs.missing)
+    if inputs.continue_from is not None:
+        taken, anew = continue_from(run.components, run.family.name, inputs.continue_from)
+        if anew:
+            emit(events.Warned(f"{inputs.continue_from.name} has {taken} of the layers; {anew} others begin anew."))
 
 
 def steps_per_epoch(run: Run) -> float:

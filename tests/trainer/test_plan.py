@@ -92,6 +92,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "joined": {"min_bucket_pictures": 2, "repeats": 2},
     "weighted": {"more": ["0.4 MORE"]},
     "regularised": {"more": ["1.5 MORE"], "regularisation": ["PRIOR"]},
+    "split": {"more": ["1.5 MORE"], "split": 0.4},
 }
 
 
@@ -101,6 +102,7 @@ def test_training_does_what_the_plan_says(name: str, base: Path, workspace: Work
     folder = own_files(mixed(tmp_path / "set"), DatasetSettings(repeats={"tall": 4}), marks)
     places = {"MORE": str(mixed(tmp_path / "more", 10)), "PRIOR": str(tiny_dataset(tmp_path / "prior", 3, seed=20))}
     values: dict[str, Any] = {"folder": str(folder), "resolution": 128, **RUNS[name]}
+    split = values.pop("split", 0.0)
     for key in ("more", "regularisation"):
         values[key] = [" ".join(places.get(word, word) for word in line.split()) for line in values.get(key, [])]
     config = parse_config(
@@ -108,6 +110,7 @@ def test_training_does_what_the_plan_says(name: str, base: Path, workspace: Work
             "model": {"base": str(base), "precision": "fp32"},
             "dataset": values,
             "training": {"batch_size": 3, "gradient_accumulation_steps": 2, "device": "cpu"},
+            "validation": {"split": split},
         }
     )
     plan = plan_dataset(workspace, config)
@@ -120,6 +123,8 @@ def test_training_does_what_the_plan_says(name: str, base: Path, workspace: Work
         Control(),
     )
     assert list(plan.placed) == run.pictures.placed
+    assert list(plan.held_out) == run.held_out.placed
+    assert bool(plan.held_out) == (split > 0)
     assert plan.steps_per_epoch == steps_per_epoch(run)
     epochs = cycle(plan.placed)
     batches = [run.plan.batch(number) for number in range(round(plan.batches_per_epoch * epochs))]

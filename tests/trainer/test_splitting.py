@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -17,7 +18,15 @@ from trainer.dataset.measures import fingerprint_of, measure
 from trainer.dataset.scan import Picture, scan_folder
 from trainer.dataset.similar import Fingerprint
 from trainer.dataset.sources import Role, Source
-from trainer.dataset.splitting import Divided, choose_held_out, divide, find_relatives, num_held_out, twins
+from trainer.dataset.splitting import (
+    Divided,
+    Relatives,
+    choose_held_out,
+    divide,
+    find_relatives,
+    num_held_out,
+    twins,
+)
 
 
 def blobs(seed: int, side: int = 96) -> Image.Image:
@@ -36,6 +45,10 @@ def dataset(folder: Path, pictures: dict[str, Image.Image]) -> list[Picture]:
 
 def print_of(picture: Picture) -> Fingerprint:
     return fingerprint_of(open_image(picture.path))
+
+
+def relatives_of(pictures: Sequence[Picture]) -> Relatives:
+    return find_relatives(pictures, print_of)
 
 
 def source(name: str, role: Role = Role.TRAINING) -> Source:
@@ -64,7 +77,7 @@ def test_as_many_are_held_out_as_the_share_says(count: int, share: float, expect
 
 def test_training_and_held_out_share_nothing_and_lose_nothing(distinct) -> None:
     for share in (0.05, 0.1, 0.15, 0.33, 0.5):
-        divided = divide([(source("a"), distinct)], print_of, share=share, seed=3)
+        divided = divide([(source("a"), distinct)], relatives_of, share=share, seed=3)
         trained = {one.name for one in divided.trained[0][1]}
         held_out = {one.name for _, one in divided.held_out}
         assert not trained & held_out
@@ -110,7 +123,7 @@ def test_near_duplicates_mirrored_and_cropped_pictures_stay_on_one_side(seed: in
 
 def test_the_same_picture_in_two_datasets_stays_on_one_side(distinct) -> None:
     scanned = [(source("a"), distinct[:10]), (source("b"), distinct[5:15])]
-    divided = divide(scanned, print_of, share=0.4, seed=2)
+    divided = divide(scanned, relatives_of, share=0.4, seed=2)
     trained = {one.content_hash for _, pictures in divided.trained for one in pictures}
     assert not trained & {one.content_hash for _, one in divided.held_out}
     assert {number for number, _ in divided.held_out} == {0, 1}
@@ -121,7 +134,7 @@ def test_regularisation_pictures_are_never_held_out_nor_are_their_twins(distinct
         tmp_path / "prior", {f"m{number}.png": ImageOps.mirror(blobs(number)) for number in range(0, 30, 2)}
     )
     divided = divide(
-        [(source("a"), distinct), (source("prior", Role.REGULARISATION), mirrored)], print_of, share=0.5, seed=1
+        [(source("a"), distinct), (source("prior", Role.REGULARISATION), mirrored)], relatives_of, share=0.5, seed=1
     )
     assert divided.trained[1][1] == mirrored
     names = {one.name for number, one in divided.held_out if number == 0}
@@ -131,7 +144,9 @@ def test_regularisation_pictures_are_never_held_out_nor_are_their_twins(distinct
 
 def test_a_dataset_always_keeps_something_to_train(distinct) -> None:
     for seed in range(20):
-        divided = divide([(source("a"), distinct[:9]), (source("b"), distinct[9:10])], print_of, share=0.5, seed=seed)
+        divided = divide(
+            [(source("a"), distinct[:9]), (source("b"), distinct[9:10])], relatives_of, share=0.5, seed=seed
+        )
         assert all(pictures for _, pictures in divided.trained)
         assert len(divided.held_out) == 5
 
@@ -160,12 +175,12 @@ def sides(divided: Divided) -> dict[str, bool]:
 
 
 def test_a_run_that_goes_on_keeps_its_sides(distinct, tmp_path) -> None:
-    first = divide([(source("a"), distinct[:20])], print_of, share=0.25, seed=4)
+    first = divide([(source("a"), distinct[:20])], relatives_of, share=0.25, seed=4)
     held_out = {one.name for _, one in first.held_out}
     out = sorted(held_out)[0]
     more = dataset(tmp_path / "more", {"new.png": blobs(77), "twin.png": ImageOps.mirror(blobs(int(out[:2])))})
     # another seed and share, new pictures: known ones stay, a new one that looks like a held-out one joins it
-    again = divide([(source("a"), [*distinct[:20], *more])], print_of, share=0.5, seed=9, earlier=sides(first))
+    again = divide([(source("a"), [*distinct[:20], *more])], relatives_of, share=0.5, seed=9, earlier=sides(first))
     assert {one.name for _, one in again.held_out} == held_out | {"twin.png"}
     assert "new.png" in {one.name for one in again.trained[0][1]}
 

@@ -24,17 +24,27 @@ _TABLE = "CREATE TABLE looks (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT
 
 def measures_of(workspace: Workspace, path: Path, sha256: str) -> Measures:
     """The measures of a picture with that SHA-256, decoded only the first time. Raises RefusedFile for a broken one."""
-    looks = looks_of(workspace)
-    key = f"measures {MEASURES_VERSION} {sha256}"
-    kept = looks.get(key)
-    if kept is not None:
-        try:
-            return measures_from_bytes(kept)
-        except (ValueError, TypeError, KeyError):
-            logger.warning("what is kept of %s in %s is damaged; it is measured again", path.name, FILE_NAME)
-    found = measure(open_image(path))
-    looks.put(key, found.to_bytes())
-    return found
+    known = known_measures(workspace, sha256)
+    if known is None:
+        known = measure(open_image(path))
+        looks_of(workspace).put(_measures_key(sha256), known.to_bytes())
+    return known
+
+
+def known_measures(workspace: Workspace, sha256: str) -> Measures | None:
+    """The measures of a picture with that SHA-256, if it was looked at before."""
+    kept = looks_of(workspace).get(_measures_key(sha256))
+    if kept is None:
+        return None
+    try:
+        return measures_from_bytes(kept)
+    except (ValueError, TypeError, KeyError):
+        logger.warning("what is kept of the picture %s in %s is damaged", sha256[:12], FILE_NAME)
+        return None
+
+
+def _measures_key(sha256: str) -> str:
+    return f"measures {MEASURES_VERSION} {sha256}"
 
 
 def kept_look(workspace: Workspace, kind: str, sha256: str, look: Callable[[], bytes]) -> bytes:

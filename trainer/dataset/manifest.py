@@ -47,6 +47,19 @@ def manifest_text(
     return text
 
 
+def run_manifest(
+    sources: Sequence[Source],
+    placed: Sequence[PlacedPicture],
+    separate: Source | None,
+    held_out: Sequence[PlacedPicture],
+) -> str:
+    """The manifest of a run. `held_out` are the pictures of `separate`, or out of `sources` where that is None."""
+    parts = [(source, [one for one in placed if one.source == number]) for number, source in enumerate(sources)]
+    if separate is not None:
+        return manifest_text([*parts, (separate, held_out)])
+    return manifest_text(parts, [(sources[one.source], [one]) for one in held_out])
+
+
 def manifest_hash(text: str) -> str:
     """SHA-256 of a manifest, as the LoRA's metadata has it in `safelight_dataset_sha256`."""
     return hashlib.sha256(text.encode()).hexdigest()

@@ -13,9 +13,12 @@ from trainer.config.schema import TrainConfig
 from trainer.dataset.batches import MEAN_OVER_EPOCHS, BatchPlan, PlacedPicture
 from trainer.dataset.buckets import Size
 from trainer.dataset.facts import facts_of
-from trainer.dataset.placing import place_pictures
-from trainer.dataset.scan import Measure, scan_folder
-from trainer.dataset.sources import Source, find_sources
+from trainer.dataset.looks import known_measures, measures_of
+from trainer.dataset.placing import place_alone, place_pictures
+from trainer.dataset.scan import Measure, Picture, Scan, scan_folder
+from trainer.dataset.similar import Fingerprint
+from trainer.dataset.sources import Source, find_held_out, find_sources
+from trainer.dataset.splitting import Divided, Relatives, divide, find_relatives
 from trainer.families.bucket_steps import bucket_step_of
 from trainer.models.library import locate_model
 from trainer.workspace import Workspace
@@ -46,7 +49,12 @@ class SourceRow:
 
 @dataclass(frozen=True)
 class DatasetPlan:
-    """Everything that the page tells. `step`: sides are multiples of it, in pixels; `epochs` that the run will see."""
+    """Everything that the page tells. `step`: sides are multiples of it, in pixels; `epochs` that the run will see.
+
+    `placed` are the pictures that are trained, `held_out` those that only measure it: out of the training datasets, each
+    with the number of its own, or all of `held_out_source`. `held_out_is_sure` is whether they were compared with all
+    others; otherwise a few may be swapped for others when the run does it.
+    """
 
     step: int
     placed: tuple[PlacedPicture, ...]
@@ -56,6 +64,9 @@ class DatasetPlan:
     batches_per_epoch: float
     steps_per_epoch: float
     epochs: float
+    held_out: tuple[PlacedPicture, ...] = ()
+    held_out_source: Source | None = None
+    held_out_is_sure: bool = True
 
     @property
     def looks_per_epoch(self) -> float:
@@ -72,27 +83,23 @@ def model_step(workspace: Workspace, base: str) -> int:
     return bucket_step_of(locate_model(workspace, base)[1])
 
 
-def plan_dataset(workspace: Workspace, config: TrainConfig, step: int | None = None) -> DatasetPlan:
+def plan_dataset(
+    workspace: Workspace, config: TrainConfig, step: int | None = None, *, max_new_looks: int | None = None
+) -> DatasetPlan:
     """The plan of a run with these settings. `step` is read from the base model unless given.
 
-    Sizes of pictures come from the cache where a file did not change. Raises SafelightError when a dataset or the model
-    is missing or damaged; a dataset without usable pictures gives a plan without batches.
+    For validation.split the pictures are compared with each other; with more than `max_new_looks` of them that no check
+    has looked at yet, that is left for the run. Sizes come from the cache where a file did not change. Raises
+    SafelightError when a dataset or the model is missing or damaged; a dataset without usable pictures gives a plan
+    without batches.
     """
     step = step or model_step(workspace, config.model.base)
-    scans = [
-        (
-            source,
-            scan_folder(
-                source.folder,
-                config.dataset,
-                trigger_word=source.trigger_word,
-                use_masks=config.loss.use_masks,
-                measure=remembered(workspace),
-            ),
-        )
-        for source in find_sources(workspace, config.dataset)
-    ]
-    placed = place_pictures([(source, scan.pictures) for source, scan in scans], config.dataset, step)
+    scans = [(source, _scan(workspace, config, source)) for source in find_sources(workspace, config.dataset)]
+    separate = find_held_out(workspace, config.validation.folder, scans[0][0].trigger_word)
+    divided, is_sure = _divide(workspace, config, scans, max_new_looks)
+    if separate is not None:
+        divided.held_out.extend((0, picture) for picture in _scan(workspace, config, separate).pictures)
+    placed = place_pictures(divided.trained, config.dataset, step)
     batches = BatchPlan(placed, config.training.batch_size, config.training.seed)
     per_epoch = batches.batches_per_epoch if placed else 0.0
     steps = per_epoch / config.training.gradient_accumulation_steps
@@ -108,7 +115,50 @@ def plan_dataset(workspace: Workspace, config: TrainConfig, step: int | None = N
         batches_per_epoch=per_epoch,
         steps_per_epoch=steps,
         epochs=config.training.max_train_steps / steps if steps else 0.0,
+        held_out=tuple(place_alone(divided.held_out, config.dataset, step)),
+        held_out_source=separate,
+        held_out_is_sure=is_sure,
     )
+
+
+def _scan(workspace: Workspace, config: TrainConfig, source: Source) -> Scan:
+    return scan_folder(
+        source.folder,
+        config.dataset,
+        trigger_word=source.trigger_word,
+        use_masks=config.loss.use_masks,
+        measure=remembered(workspace),
+    )
+
+
+class _TooManyLooks(Exception):
+    """More pictures would have to be looked at than there is time for."""
+
+
+def _divide(
+    workspace: Workspace, config: TrainConfig, scans: Sequence[tuple[Source, Scan]], max_new_looks: int | None
+) -> tuple[Divided, bool]:
+    """What is trained and what is held out, by the functions that the run uses; and whether all was looked at."""
+    scanned = [(source, list(scan.pictures)) for source, scan in scans]
+    share, seed = config.validation.split, config.training.seed
+    if share == 0 or not any(pictures for _, pictures in scanned):
+        return Divided(scanned, []), True
+    looked = 0
+
+    def fingerprint_of(picture: Picture) -> Fingerprint:
+        nonlocal looked
+        known = known_measures(workspace, picture.content_hash)
+        if known is None:
+            looked += 1
+            if max_new_looks is not None and looked > max_new_looks:
+                raise _TooManyLooks
+            known = measures_of(workspace, picture.path, picture.content_hash)
+        return known.fingerprint
+
+    try:
+        return divide(scanned, lambda pictures: find_relatives(pictures, fingerprint_of), share=share, seed=seed), True
+    except _TooManyLooks:
+        return divide(scanned, Relatives.unknown, share=share, seed=seed), False
 
 
 def remembered(workspace: Workspace) -> Measure:

@@ -37,6 +37,11 @@ class Relatives:
 
     groups: tuple[tuple[str, ...], ...]
 
+    @classmethod
+    def unknown(cls, pictures: Iterable[Picture]) -> Relatives:
+        """Before the pictures were looked at: every content by itself."""
+        return cls(tuple(sorted({(picture.content_hash,) for picture in pictures})))
+
     def of(self, hashes: Iterable[str]) -> set[str]:
         """These contents and everything that looks like one of them."""
         wanted = set(hashes)
@@ -135,21 +140,21 @@ class Divided:
 
 def divide(
     scanned: Sequence[tuple[Source, Sequence[Picture]]],
-    fingerprint_of: FingerprintOf,
+    relatives_of: Callable[[Sequence[Picture]], Relatives],
     *,
     share: float,
     seed: int,
     earlier: Mapping[str, bool] | None = None,
-    progress: Progress = lambda done, total: None,
 ) -> Divided:
     """Takes the held-out pictures out of the training sources; regularisation pictures stay where they are.
 
-    `earlier`: the sides that a run which goes on began with. Raises SafelightError when nothing can be held out.
+    `relatives_of` compares pictures, as `find_relatives` does. `earlier`: the sides that a run which goes on began with.
+    Raises SafelightError when nothing can be held out.
     """
     own = [picture for source, pictures in scanned if source.role is Role.TRAINING for picture in pictures]
     prior = [picture for source, pictures in scanned if source.role is not Role.TRAINING for picture in pictures]
     needed = earlier is None or any(picture.content_hash not in earlier for picture in own)
-    relatives = find_relatives([*own, *prior], fingerprint_of, progress) if needed else None
+    relatives = relatives_of([*own, *prior]) if needed else None
     if earlier is not None:
         out = keep_sides(own, earlier, relatives)
     else:
