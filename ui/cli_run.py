@@ -20,9 +20,11 @@ from trainer.config.files import apply_flags, load_values, parse_config
 from trainer.demo import demo_config
 from trainer.jobs import Jobs
 from trainer.logs import configure_logging
+from trainer.lora_files.programs import told_in_words
 from trainer.runs import Progress, RunFolder, RunState
 from trainer.words import duration
 from trainer.workspace import Workspace
+from ui.rates import rates_line
 from ui.signals import ending_signals
 
 SAVE_SECONDS = 19.0
@@ -114,7 +116,10 @@ def train(workspace: Workspace, path: Path, flags: Sequence[str], *, as_json: bo
     config = parse_config(apply_flags(load_values(path), flags))
     configure_logging(workspace)
     jobs = Jobs(workspace)
-    return Follower(jobs, jobs.submit(config), as_json=as_json).follow()[1]
+    run_id = jobs.submit(config)
+    if not as_json:
+        print(rates_line(config, sys.stdout.encoding or "ascii"), flush=True)
+    return Follower(jobs, run_id, as_json=as_json).follow()[1]
 
 
 def resume(workspace: Workspace, run_id: str, *, as_json: bool) -> int:
@@ -175,7 +180,9 @@ class Follower:
             print(f"Stopped at step {progress.step} of {progress.total_steps}; `resume {self.run_id}` lets it go on.")
         if not self.as_json and progress.loras:
             folder = RunFolder.find(self.jobs.workspace, self.run_id).path
-            print("\n".join(f"LoRA: {folder / lora.path}" for lora in progress.loras if lora.step == progress.step))
+            for lora in progress.loras:
+                if lora.step == progress.step:
+                    print("\n  ".join([f"LoRA: {folder / lora.path}", told_in_words(lora.loads_in)]).rstrip())
         return progress, 1 if progress.state is RunState.INTERRUPTED else 0
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

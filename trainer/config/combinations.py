@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from trainer.adapters.patterns import pattern_faults
 from trainer.adapters.table import ADAPTERS
-from trainer.config.choices import AdapterInit, PredictionType, ScheduleName, Switch
+from trainer.config.choices import AdapterInit, KeyFormat, PredictionType, ScheduleName, Switch
 from trainer.config.sections import MAX_RANK, block_rank, block_rate, weighted_dataset, weighted_lora
 from trainer.optimizers import OPTIMIZERS
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def combination_faults(config: TrainConfig) -> list[str]:
     """A sentence for each combination that can't be run."""
     faults = [*_run_faults(config), *_dataset_faults(config), *_optimizer_faults(config), *_noise_faults(config)]
-    faults += _lora_faults(config)
+    faults += [*_lora_faults(config), *_save_faults(config)]
     return [text for applies, text in faults if applies]
 
 
@@ -71,6 +71,18 @@ def _optimizer_faults(config: TrainConfig) -> list[tuple[bool, str]]:
     ]
 
 
+def _save_faults(config: TrainConfig) -> list[tuple[bool, str]]:
+    adapter = config.lora.adapter
+    reason = dict(ADAPTERS[adapter].not_read_by).get("diffusers", "")
+    return [
+        (
+            config.save.key_format is KeyFormat.DIFFUSERS and bool(reason),
+            f"save.key_format is diffusers but lora.adapter is {adapter.value}: {reason}. Set save.key_format to kohya, or "
+            "choose another adapter.",
+        ),
+    ]
+
+
 def _lora_faults(config: TrainConfig) -> list[tuple[bool, str]]:
     lora, row, name = config.lora, ADAPTERS[config.lora.adapter], config.lora.adapter.value
     dropouts = [field for field in ("dropout", "rank_dropout", "module_dropout") if getattr(lora, field) > 0]
@@ -120,8 +132,9 @@ def _lora_faults(config: TrainConfig) -> list[tuple[bool, str]]:
         ),
         (
             one_rate and bool(uneven),
-            f"lora.block_learning_rates has the line {next(iter(uneven), '')!r} but optimizer.name is {optimizer}, which finds one step "
-            "size for everything. Only the factor 0 goes with it: take the others out or choose another optimizer.",
+            f"lora.block_learning_rates has the line {next(iter(uneven), '')!r} but optimizer.name is {optimizer}, which "
+            "finds one step size for everything. Only the factor 0 goes with it: take the others out, or change the "
+            "optimizer.",
         ),
     ]
 

@@ -5,6 +5,7 @@
 
   window.safelight.define("form", ({ element, trigger, watch, props }) => {
     const plan = h("p", { class: "sl-message", role: "status" });
+    const rates = h("div", { id: "planned-rates" });
     const changed = h("div", {});
     const all = () => document.getElementById("all-settings");
     const blocks = () => [...(all()?.querySelectorAll(".block[id^=set-]") || [])];
@@ -12,7 +13,7 @@
     const find = h("input", { type: "search", id: "setting-find", class: "sl-field", placeholder: "rank, caption, seed …" });
     const none = h("p", { class: "sl-muted", role: "status", hidden: true }, "No setting has these words.");
     const search = h("label", { for: "setting-find", class: "sl-search", hidden: true }, "Find a setting", find);
-    element.replaceChildren(plan, h("div", { class: "sl-bar" }, fold, search), changed, none);
+    element.replaceChildren(plan, rates, h("div", { class: "sl-bar" }, fold, search), changed, none);
 
     function open(is_open) {
       fold.setAttribute("aria-expanded", String(is_open));
@@ -111,6 +112,7 @@
       if (!value.plan) return;
       plan.className = `sl-message sl-${value.plan.tone}`;
       if (plan.textContent !== value.plan.text) plan.textContent = value.plan.text;
+      if (value.rates) redraw(rates, value.rates, window.safelight.rate_curve);
       inactive = value.inactive || inactive;
       mark_inactive(inactive);
       redraw(changed, [value.changed, inactive], draw_changes);
