@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from security.errors import SafelightError
 from security.sandbox import confine_thread
 from trainer.config.schema import TrainConfig
+from trainer.config.sections import weighted_lora
 from trainer.dataset.sources import Source, find_held_out, find_sources
 from trainer.events import Sandboxed
+from trainer.lora_files.shelf import locate_lora
 from trainer.models.files import ModelFiles
 from trainer.models.library import find_model, model_places
 from trainer.runs import RunFolder
@@ -17,11 +20,18 @@ from trainer.workspace import Workspace
 
 @dataclass(frozen=True)
 class Inputs:
-    """The base model and the datasets: those trained on and for regularisation, and what is held out, if anything."""
+    """The base model and the datasets: those trained on and for regularisation, and what is held out, if anything.
+
+    `merge_first`: LoRAs for the base, each with its weight. `continue_from`: the LoRA to go on from; where it is gone,
+    `missing` says so, which matters only to a run that has no checkpoint yet.
+    """
 
     model: ModelFiles
     sources: tuple[Source, ...]
     held_out: Source | None
+    merge_first: tuple[tuple[float, Path], ...] = ()
+    continue_from: Path | None = None
+    missing: str = ""
 
     @property
     def folders(self) -> list[Path]:
@@ -36,13 +46,31 @@ def find_inputs(config: TrainConfig, workspace: Workspace) -> Inputs:
     """
     sources = find_sources(workspace, config.dataset)
     held_out = find_held_out(workspace, config.validation.folder, sources[0].trigger_word)
-    return Inputs(find_model(workspace, config.model.base), sources, held_out)
+    merge_first = tuple(
+        (weight, _lora(workspace, name)) for weight, name in map(weighted_lora, config.lora.merge_first)
+    )
+    continue_from, missing = None, ""
+    if config.lora.continue_from:
+        try:
+            continue_from = _lora(workspace, config.lora.continue_from)
+        except SafelightError as error:
+            missing = f"lora.continue_from is {config.lora.continue_from}. {error}"
+    model = find_model(workspace, config.model.base)
+    return Inputs(model, sources, held_out, merge_first, continue_from, missing)
+
+
+def _lora(workspace: Workspace, name: str) -> Path:
+    """The file that a setting means: a run's finished LoRA by the run's name, else a LoRA's name or path."""
+    if name in {path.name for path in workspace.runs_dir.iterdir()}:
+        name = f"{name}/{RunFolder.find(workspace, name).config().name}"
+    return locate_lora(workspace, name).path
 
 
 def confine_run(inputs: Inputs, folder: RunFolder, workspace: Workspace) -> Sandboxed:
     """Binds the calling thread, for good, to what this run needs. Call it before pictures or weights are opened."""
     for cache in workspace.run_caches:
         cache.mkdir(parents=True, exist_ok=True)
-    read = [*model_places(inputs.model.path), *inputs.folders]
+    loras = [path for _, path in inputs.merge_first] + ([inputs.continue_from] if inputs.continue_from else [])
+    read = [*model_places(inputs.model.path), *inputs.folders, *loras]
     state = confine_thread(read=read, write=[folder.path, *workspace.run_caches])
     return Sandboxed(state.active, state.detail)

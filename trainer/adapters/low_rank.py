@@ -68,9 +68,11 @@ class LoraAdapter(nn.Module):
         return torch.cat([up, -self.begun_up.flatten(1)], dim=1), torch.cat([down, self.begun_down.flatten(1)])
 
     def delta(self, weight: Tensor) -> Tensor:
-        """scale * up @ down."""
-        up, down = self.factors()
-        return (up @ down).view(weight.shape) * self.scale
+        """scale * up @ down, less what it began with."""
+        change = self.up.weight.flatten(1) @ self.down.weight.flatten(1)
+        if self.begun_down is not None:
+            change = change - self.begun_up.flatten(1) @ self.begun_down.flatten(1)
+        return change.view(weight.shape) * self.scale
 
     def tensors(self) -> dict[str, Tensor]:
         """Both matrices and alpha; with a PiSSA start they have twice the rank."""

@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import nn
 
+from security.errors import SafelightError
 from trainer.adapters.groups import Groups, parameter_groups
 from trainer.adapters.layer import AdaptedLayer, BaseLayer
 from trainer.adapters.table import make_adapter
@@ -43,6 +44,10 @@ def adapt(config: TrainConfig, family: ModelFamily, components: Components) -> A
             [(layer, plans[part.name][name].rate) for name, layer in layers.items()],
             learning_rate=optimizer.learning_rate if part.name == DENOISER else optimizer.text_encoder_learning_rate,
             lora_plus_ratio=optimizer.lora_plus_ratio,
+        )
+    if not groups:
+        raise SafelightError(
+            "lora.block_learning_rates freezes every layer, so nothing would be trained. Take a line with the factor 0 out."
         )
     return Adapted({part.name: part.module for part in wanted}, _joined(groups))
 

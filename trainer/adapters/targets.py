@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
-from security.errors import RefusedConfig, SafelightError
-from security.patterns import Pattern
-from security.policy import MAX_LAYER_PATTERN_SECONDS
+from security.errors import SafelightError
 from trainer.adapters.layer import AdapterOptions
+from trainer.adapters.patterns import PATTERN_SETTINGS, PatternLines
 from trainer.adapters.table import ADAPTERS
 from trainer.config.schema import LoraConfig
 from trainer.config.sections import block_rank, block_rate
 
 DENOISER = "unet"
 """The part whose layers are named without a prefix; a text encoder's names begin with the part's own."""
-_SHOWN_NAMES = 6
 
 
 @dataclass(frozen=True)
@@ -48,10 +44,11 @@ def plan_layers(parts: Sequence[Part], settings: LoraConfig) -> dict[str, dict[s
     Raises SafelightError for a line of patterns that matches nothing, and when nothing is left to train.
     """
     every = {part.name: {full_name(part.name, name): name for name in _possible(part.module)} for part in parts}
-    choose = _Lines("lora.target_patterns", settings.target_patterns, every)
-    leave_out = _Lines("lora.exclude_patterns", settings.exclude_patterns, every)
-    ranks = _Lines("lora.block_ranks", settings.block_ranks, every)
-    rates = _Lines("lora.block_learning_rates", settings.block_learning_rates, every)
+    choose, leave_out, ranks, rates = (PatternLines(settings, field) for field in PATTERN_SETTINGS)
+    if DENOISER in every:
+        choose.refuse_idle([*every[DENOISER]])
+    for lines in (leave_out, ranks, rates):
+        lines.refuse_idle([full for names in every.values() for full in names])
     plans: dict[str, dict[str, LayerPlan]] = {}
     for part in parts:
         plans[part.name] = {}
@@ -65,7 +62,6 @@ def plan_layers(parts: Sequence[Part], settings: LoraConfig) -> dict[str, dict[s
             if options.rank > 0:
                 rate = rates.first(full)
                 plans[part.name][name] = LayerPlan(options, 1.0 if rate is None else block_rate(rate)[1])
-    _refuse_useless_lines((choose, leave_out, ranks, rates), parts)
     if not any(plans.values()):
         raise SafelightError(
             "No layer is left to train: lora.targets, lora.exclude_patterns and lora.block_ranks leave all of them out. "
@@ -77,43 +73,6 @@ def plan_layers(parts: Sequence[Part], settings: LoraConfig) -> dict[str, dict[s
 def full_name(part: str, name: str) -> str:
     """A layer's name as patterns see it."""
     return name if part == DENOISER else f"{part}.{name}"
-
-
-def check_patterns(settings: LoraConfig) -> list[str]:
-    """What is wrong with the patterns themselves, in sentences; whether they match is seen when the model is there."""
-    faults = []
-    lines = {
-        "lora.target_patterns": settings.target_patterns,
-        "lora.exclude_patterns": settings.exclude_patterns,
-        "lora.block_ranks": settings.block_ranks,
-        "lora.block_learning_rates": settings.block_learning_rates,
-    }
-    for setting, given in lines.items():
-        for line in given:
-            try:
-                _compiled(setting, line)
-            except RefusedConfig as error:
-                faults.append(f"{setting} has the line {line!r}. {error}")
-    return faults
-
-
-def _compiled(setting: str, line: str) -> Pattern:
-    text = line.split(" ")[0] if setting.startswith("lora.block_") else line
-    return Pattern(text, seconds=MAX_LAYER_PATTERN_SECONDS)
-
-
-class _Lines:
-    """The lines of a setting with a pattern each; remembers which of them were of use."""
-
-    def __init__(self, setting: str, lines: Iterable[str], names: Mapping[str, Mapping[str, str]]) -> None:
-        self.setting = setting
-        self._patterns = [(line, _compiled(setting, line)) for line in lines]
-        every = [name for part in names.values() for name in part]
-        self.idle = [line for line, pattern in self._patterns if not any(pattern.found_in(name) for name in every)]
-
-    def first(self, name: str) -> str | None:
-        """The first line whose pattern occurs in a name."""
-        return next((line for line, pattern in self._patterns if pattern.found_in(name)), None)
 
 
 def _possible(module: nn.Module) -> list[str]:
@@ -145,24 +104,3 @@ def _options(base: nn.Module, settings: LoraConfig, rank_line: str | None) -> Ad
         lokr_factor=settings.lokr_factor,
         block_size=settings.block_size,
     )
-
-
-def _refuse_useless_lines(all_lines: Sequence[_Lines], parts: Sequence[Part]) -> None:
-    idle = [(lines.setting, line) for lines in all_lines for line in lines.idle]
-    if not idle:
-        return
-    setting, line = idle[0]
-    names = [full_name(part.name, name) for part in parts for name in _possible(part.module)]
-    more = f" ({len(idle) - 1} more lines match nothing either)" if len(idle) > 1 else ""
-    raise SafelightError(
-        f"{setting} has the line {line!r}, but no layer of this model has such a name{more}. "
-        f"Names are such as {', '.join(_near(line, names))}."
-    )
-
-
-def _near(line: str, names: Sequence[str]) -> list[str]:
-    """A few names: the most similar ones, else one of each block."""
-    text = re.sub(r"[\\^$.*+?()\[\]{}|]+", ".", line.split(" ")[0])
-    near = difflib.get_close_matches(text, names, n=_SHOWN_NAMES, cutoff=0.5)
-    blocks = {".".join(name.split(".")[:2]): name for name in reversed(names)}
-    return near or [*blocks.values()][-_SHOWN_NAMES:][::-1]

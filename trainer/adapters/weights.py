@@ -11,9 +11,9 @@ from trainer.adapters.layer import adapted_layers
 
 
 def adapter_weights(model: nn.Module) -> dict[str, Tensor]:
-    """All that the adapters of a network hold, learned or not, by `layer.tensor`; the tensors themselves, no copies."""
+    """All that the adapters of a network hold, learned or not, by module and name; the tensors themselves, no copies."""
     return {
-        f"{name}.{key}": tensor
+        f"{name}.adapter.{key}": tensor
         for name, layer in adapted_layers(model).items()
         for key, tensor in layer.adapter.state_dict(keep_vars=False).items()
     }
