@@ -249,6 +249,13 @@ def _dataset_arguments(parser: argparse.ArgumentParser) -> None:
     dataset_arguments(parser, _add_workspace)
 
 
+def _lora_arguments(parser: argparse.ArgumentParser) -> None:
+    from ui.cli_lora import lora_arguments
+
+    _add_workspace(parser)
+    lora_arguments(parser, _add_workspace)
+
+
 def _sbom_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="write it there instead of printing it")
 
@@ -419,6 +426,12 @@ def run_dataset(options: argparse.Namespace) -> int:
     return command(options)
 
 
+def run_lora(options: argparse.Namespace) -> int:
+    """Inspects, edits, resizes, merges, extracts, bakes, converts and verifies LoRAs: what the Tools tab does."""
+    command: Callable[[argparse.Namespace], int] = options.run_lora
+    return command(options)
+
+
 def run_tests(arguments: Sequence[str]) -> int:
     """Runs the test suite with pytest, which takes all further arguments; without any, in several processes at once."""
     import pytest
@@ -441,6 +454,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[..
     "models": (_models_arguments, show_models),
     "fetch": (_fetch_arguments, run_fetch),
     "dataset": (_dataset_arguments, run_dataset),
+    "lora": (_lora_arguments, run_lora),
     "convert": (_convert_arguments, run_convert),
     "tokens": (_tokens_arguments, show_tokens),
     "verify": (_verify_arguments, run_verify),

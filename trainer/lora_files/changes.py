@@ -37,6 +37,15 @@ class Ranks:
         return self.conv if is_kernel(shape) else self.linear
 
 
+def ranks_of(rank: int, conv_rank: int | None, *, energy: float = 0.0, ratio: float = 0.0) -> Ranks:
+    """Ranks as a person gives them; `energy` and `ratio` go for both. Raises Unfit for numbers that make no sense."""
+    try:
+        linear = RankRule(rank, energy, ratio)
+        return Ranks(linear, RankRule(conv_rank, energy, ratio) if conv_rank is not None else None)
+    except ValueError as error:
+        raise Unfit(str(error)) from None
+
+
 @dataclass(frozen=True)
 class LayerReport:
     """What became of one layer: its rank before (None: it had none) and after, its squared norm, and the share kept."""
