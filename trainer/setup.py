@@ -21,7 +21,7 @@ from trainer.config.inactive import inactive_warning
 from trainer.config.schema import TrainConfig
 from trainer.dataset.batches import BatchPlan, PlacedPicture
 from trainer.dataset.cache import TensorCache
-from trainer.dataset.captions import changes_every_step
+from trainer.dataset.captions import changes_every_step, longest_caption
 from trainer.dataset.complaints import picture_complaints
 from trainer.dataset.manifest import changes_since, manifest_hash, run_manifest
 from trainer.dataset.placing import place_alone, place_pictures
@@ -63,7 +63,8 @@ class Run:
     """A run that is ready to step. `step`: optimizer steps done. What it does is in trainer/loop.py.
 
     `changed`: settings that are others since the checkpoint it goes on from, in words. `memory`: what parts of the loop
-    remember from step to step, nested values under a name of each part's own; checkpoints keep it. `saved_at`: when the last checkpoint was written, by the monotonic clock.
+    remember from step to step, nested values under a name of each part's own; checkpoints keep it.
+    `saved_at`: when the last checkpoint was written, by the monotonic clock.
     """
 
     config: TrainConfig
@@ -276,7 +277,9 @@ def _warn_about_captions(
 ) -> None:
     limit = config.dataset.max_token_length
     long = [
-        one.picture.path.name for one in pictures.placed if family.count_tokens(components, one.picture.caption) > limit
+        one.picture.path.name
+        for one in pictures.placed
+        if family.count_tokens(components, longest_caption(one.picture.prepared, config.dataset)) > limit
     ]
     if long:
         emit(

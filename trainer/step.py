@@ -44,7 +44,6 @@ def train_step(run: Run) -> events.StepDone:
     Raises Diverged when loss or gradient are not finite; the weights then still are those of the step before.
     """
     began = time.perf_counter()
-    training = run.config.training
     _stop_text_encoder(run)
     learning_rate = _set_learning_rates(run)
     batches = window(run)
@@ -134,7 +133,7 @@ def window_losses(run: Run, samples: list[Sample]) -> Tensor:
     noise = draw_noise(run.config.noise, run.noise_schedule, latents, keys)
     shown = [run.pictures.placed[sample.index] for sample in samples]
     captions = [
-        training_caption(one.picture.caption, dataset, seed, step, sample.sample_id, one.picture.trigger_word)
+        training_caption(one.picture.prepared, dataset, seed, step, sample.sample_id, one.picture.trigger_word)
         for one, sample in zip(shown, samples, strict=True)
     ]
     indices = [sample.index for sample in samples]

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
-from tests.tiny import tiny_dataset, tiny_sd15
+from tests.tiny import tiny_dataset, tiny_lora, tiny_sd15
 from trainer import events
 from trainer.checkpoints import list_checkpoints
 from trainer.config.files import iter_settings, parse_config
@@ -53,6 +53,11 @@ CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
     "dataset.trigger_word": ({}, "mira"),
     "dataset.shuffle_tags": ({}, True),
     "dataset.keep_tokens": ({"dataset.shuffle_tags": True}, 1),
+    "dataset.keep_tokens_separator": ({"dataset.shuffle_tags": True}, "simple"),
+    "dataset.tag_dropout_rate": ({}, 0.9),
+    "dataset.caption_prefix": ({}, "a drawing of"),
+    "dataset.caption_suffix": ({}, ", white paper"),
+    "dataset.wildcards": ({"dataset.caption_suffix": "on {red|blue|green} paper"}, True),
     "dataset.caption_dropout_rate": ({}, 0.9),
     "dataset.max_token_length": ({}, 150),
     "dataset.flip_augmentation": ({}, True),
@@ -61,10 +66,28 @@ CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
     "lora.alpha": ({}, 8.0),
     "lora.dropout": ({}, 0.5),
     "lora.targets": ({}, "attention"),
+    "lora.adapter": ({}, "loha"),
+    "lora.rs_lora": ({}, True),
+    "lora.init": ({}, "gaussian"),
+    "lora.rank_dropout": ({}, 0.5),
+    "lora.module_dropout": ({}, 0.5),
+    "lora.conv_rank": ({}, 2),
+    "lora.conv_alpha": ({"lora.conv_rank": 4}, 1.0),
+    "lora.lokr_factor": ({"lora.adapter": "lokr"}, 2),
+    "lora.block_size": ({"lora.adapter": "oft"}, 8),
+    "lora.target_patterns": ({}, ["attn2"]),
+    "lora.exclude_patterns": ({}, ["up_blocks"]),
+    "lora.block_ranks": ({}, ["up_blocks 2"]),
+    "lora.block_learning_rates": ({}, ["up_blocks 0.5"]),
+    "lora.train_denoiser": ({"lora.train_text_encoder": True}, False),
     "lora.train_text_encoder": ({}, True),
+    "lora.text_encoder_stop_step": ({"lora.train_text_encoder": True}, 2),
+    "lora.continue_from": ({}, "LORA"),
+    "lora.merge_first": ({}, ["0.8 LORA"]),
     "optimizer.name": ({}, "radam"),
     "optimizer.learning_rate": ({}, 2e-3),
     "optimizer.text_encoder_learning_rate": ({"lora.train_text_encoder": True}, 1e-3),
+    "optimizer.lora_plus_ratio": ({}, 16.0),
     "optimizer.beta1": ({}, 0.5),
     "optimizer.beta2": ({}, 0.9),
     "optimizer.beta3": ({"optimizer.name": "came"}, 0.5),
@@ -83,6 +106,8 @@ CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
     "training.max_weight_norm": ({}, 1e-3),
     "training.gradient_checkpointing": ({}, True),
     "training.seed": ({}, 7),
+    "training.spike_factor": ({"training.max_train_steps": 26, "training.skip_spikes": True}, 0.1),
+    "training.skip_spikes": ({"training.max_train_steps": 26, "training.spike_factor": 0.1}, True),
     "training.device": ({}, "cuda:17"),
     "loss.min_snr_gamma": ({}, 0.01),
     "loss.type": ({}, "l1"),
@@ -121,6 +146,8 @@ CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
     "validation.early_stop_delta": ({**GOES_ASTRAY, "validation.early_stop_patience": 2}, 0.5),
     "save.every_n_steps": ({}, 1),
     "save.keep_last": ({"save.every_n_steps": 1}, 1),
+    "save.keep_last_loras": ({"save.every_n_steps": 1}, 1),
+    "save.rescue_minutes": ({}, 1e-6),
     "save.precision": ({}, "fp32"),
     "save.key_format": ({}, "kohya"),
     "save.save_captions": ({}, True),
@@ -148,9 +175,11 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     picture = Image.open(mask)
     picture.paste(255, (20, 10, 60, 50))
     picture.save(mask)
+    base = tiny_sd15(folder / "base")
     return {
         "MASKED": str(masked),
-        "BASE": str(tiny_sd15(folder / "base")),
+        "BASE": str(base),
+        "LORA": str(tiny_lora(base, folder / "other.safetensors")),
         "BASE2": str(tiny_sd15(folder / "base2", seed=1)),
         "SET1": str(first),
         "SET2": str(tiny_dataset(folder / "set2", 2, seed=3)),

@@ -16,9 +16,16 @@ if TYPE_CHECKING:
 
 def combination_faults(config: TrainConfig) -> list[str]:
     """A sentence for each combination that can't be run."""
-    faults = [*_run_faults(config), *_dataset_faults(config), *_optimizer_faults(config), *_noise_faults(config)]
-    faults += [*_lora_faults(config), *_save_faults(config)]
-    return [text for applies, text in faults if applies]
+    groups = (
+        _run_faults,
+        _dataset_faults,
+        _caption_faults,
+        _optimizer_faults,
+        _noise_faults,
+        _lora_faults,
+        _save_faults,
+    )
+    return [text for group in groups for applies, text in group(config) if applies]
 
 
 def _optimizer_faults(config: TrainConfig) -> list[tuple[bool, str]]:
@@ -164,6 +171,21 @@ def _noise_faults(config: TrainConfig) -> list[tuple[bool, str]]:
     ]
 
 
+def _caption_faults(config: TrainConfig) -> list[tuple[bool, str]]:
+    dataset = config.dataset
+    return [
+        (
+            dataset.wildcards and dataset.keep_tokens_separator == "|",
+            "dataset.keep_tokens_separator is | and dataset.wildcards is on, but | stands between the choices of a wildcard. "
+            "Use another separator, such as |||.",
+        ),
+        (
+            bool(dataset.keep_tokens_separator) and dataset.keep_tokens_separator in dataset.trigger_word,
+            f"dataset.trigger_word is {dataset.trigger_word!r}, which holds dataset.keep_tokens_separator. Change one of them.",
+        ),
+    ]
+
+
 def _dataset_faults(config: TrainConfig) -> list[tuple[bool, str]]:
     dataset = config.dataset
     weighted = [weighted_dataset(line) for line in dataset.more]
@@ -223,8 +245,8 @@ def _run_faults(config: TrainConfig) -> list[tuple[bool, str]]:
             "to predict, so nothing can be learned. Set model.prediction_type to v_prediction or zero_terminal_snr to off.",
         ),
         (
-            config.dataset.keep_tokens > 0 and not config.dataset.shuffle_tags,
-            f"dataset.keep_tokens is {config.dataset.keep_tokens} but dataset.shuffle_tags is off, so it would do nothing. "
-            "Switch dataset.shuffle_tags on or set keep_tokens to 0.",
+            config.dataset.keep_tokens > 0 and not config.dataset.shuffle_tags and config.dataset.tag_dropout_rate == 0,
+            f"dataset.keep_tokens is {config.dataset.keep_tokens} but dataset.shuffle_tags is off and "
+            "dataset.tag_dropout_rate is 0, so it would do nothing. Switch dataset.shuffle_tags on or set keep_tokens to 0.",
         ),
     ]

@@ -43,7 +43,7 @@ ROWS: tuple[InactiveRow, ...] = (
         "Does nothing while dataset.aspect_buckets is off, since all pictures are cut to one square.",
     ),
     InactiveRow(
-        ("dataset.shuffle_tags", "dataset.keep_tokens", "dataset.max_token_length"),
+        ("dataset.shuffle_tags", "dataset.keep_tokens", "dataset.tag_dropout_rate"),
         lambda config, family: config.dataset.caption_dropout_rate == 1.0,
         "Does nothing while dataset.caption_dropout_rate is 1, since no caption is ever shown.",
     ),
@@ -59,6 +59,16 @@ ROWS: tuple[InactiveRow, ...] = (
             "Does nothing with the optimizer in optimizer.name, which has no such number.",
         )
         for field in ("beta1", "beta2", "beta3", "epsilon", "d_coefficient")
+    ),
+    InactiveRow(
+        ("training.skip_spikes",),
+        lambda config, family: config.training.spike_factor == 0,
+        "Does nothing while training.spike_factor is 0, which calls no step a spike.",
+    ),
+    InactiveRow(
+        ("save.keep_last_loras",),
+        lambda config, family: config.save.every_n_steps == 0,
+        "Does nothing while save.every_n_steps is 0, since no LoRA files of single steps are written.",
     ),
     InactiveRow(
         ("optimizer.min_learning_rate_ratio",),

@@ -86,6 +86,16 @@ class DatasetConfig(Section):
     """Shuffle the comma-separated parts of a caption at every step, so that their order is not learned; the trigger word stays first."""
     keep_tokens: Annotated[int, Field(ge=0, le=64)] = 0
     """How many leading comma-separated parts stay in place when shuffling; a trigger word comes first and counts among them."""
+    keep_tokens_separator: Annotated[str, Field(pattern=r"^[^,\s{}]*$", max_length=16)] = ""
+    """Mark such as ||| in captions: what stands before the first one stays in front, what stands after a second one at the end."""
+    tag_dropout_rate: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Share of a caption's comma-separated parts left out at every step, but for those that stay in place, so that none is needed."""
+    caption_prefix: Annotated[str, Field(max_length=1000)] = ""
+    """Text in front of every caption, before the trigger word; never shuffled."""
+    caption_suffix: Annotated[str, Field(max_length=1000)] = ""
+    """Text after every caption; never shuffled."""
+    wildcards: bool = False
+    """Choose anew at every step: one of several lines of a caption file, and one of {a|b} in a caption."""
     caption_dropout_rate: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """Share of steps in which a picture is shown without its caption; a little (0.05) keeps guidance strong."""
     max_token_length: Annotated[int, Field(ge=75, le=225, multiple_of=75)] = 75
@@ -143,6 +153,21 @@ class LoraConfig(Section):
     """LoRA to go on from: the name of a run, of a file among the LoRAs, or a path; empty begins anew."""
     merge_first: tuple[Annotated[str, Field(pattern=WEIGHTED_LORA, max_length=1024)], ...] = ()
     """LoRAs put into the base before training, one per line as `WEIGHT FILE`; what is trained then belongs on top of them."""
+
+
+class EmbeddingConfig(Section):
+    """A word of your own, learned as new vectors of the text encoders beside the LoRA."""
+
+    word: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9_-]{0,63})?$")] = ""
+    """Word to learn, as it stands in the captions; the LoRA file brings it along, and a file of its own has it too. Empty learns none."""
+    num_vectors: Annotated[int, Field(ge=1, le=32)] = 1
+    """How many tokens the word takes: more holds more, needs more pictures and leaves less room in the prompt."""
+    init_words: Annotated[str, Field(max_length=200)] = ""
+    """What the word begins as, such as `woman` or `oil painting`; empty begins as the model reads the word now."""
+    learning_rate: Annotated[float, Field(gt=0.0, le=10.0)] = 1e-3
+    """Step size of the word's vectors; usual is five to ten times that of the LoRA."""
+    stop_step: Annotated[int, Field(ge=0, le=10_000_000)] = 0
+    """Step after which the word no longer moves while the LoRA learns on; 0 lets it learn to the end."""
 
 
 class OptimizerConfig(Section):

@@ -117,7 +117,7 @@ def _row(one: PlacedPicture) -> dict[str, Any]:
         "sha256": picture.content_hash,
         "size": list(picture.size),
         "has_caption": picture.has_caption,
-        "caption_sha256": hashlib.sha256(picture.caption.encode("utf-8", "surrogatepass")).hexdigest(),
+        "caption_sha256": hashlib.sha256(picture.prepared.encode("utf-8", "surrogatepass")).hexdigest(),
         "looks_per_epoch": float(one.looks),
         "bucket": list(one.placement.bucket),
         "crop": [round(share, 6) for share in one.placement.frame],

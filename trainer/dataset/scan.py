@@ -14,7 +14,7 @@ from security.images import read_image_info
 from security.policy import IMAGE_SUFFIXES
 from security.roots import Root, resolve_user_folder
 from trainer.config.schema import DatasetConfig
-from trainer.dataset.captions import read_caption, with_trigger
+from trainer.dataset.captions import prepared_caption, read_caption, resting_caption
 from trainer.dataset.settings import Mark, load_marks, load_settings, mask_path
 from trainer.demo import DATASETS as DEMO_DATASETS
 from trainer.workspace import Workspace
@@ -33,6 +33,7 @@ Measure = Callable[[Path], tuple[tuple[int, int], str]]
 class Picture:
     """One training picture. `size`: (width, height) in pixels, upright; `content_hash`: sha256 of the file's bytes.
 
+    `caption` is its text without chance, `prepared` what each step makes its own of (see captions.py).
     `name`: its path from the dataset's folder, with forward slashes. `trigger_word`: the one that its caption holds.
     `mark`: the crop chosen by hand. `mask`: the file that says what to learn, with its sha256.
     """
@@ -48,6 +49,7 @@ class Picture:
     mark: Mark = UNMARKED
     mask: Path | None = None
     mask_hash: str = ""
+    prepared: str = ""
 
 
 @dataclass(frozen=True)
@@ -117,16 +119,18 @@ def scan_folder(
             size, content_hash = measure(path)
             if min(size) < SMALLEST_SIDE:
                 raise RefusedFile(f"it is {size[0]}x{size[1]} pixels, smaller than {SMALLEST_SIDE} on a side")
-            caption = read_caption(path, settings.caption_extension)
+            caption = read_caption(path, settings.caption_extension, keep_lines=settings.wildcards)
             mask = _mask_of(folder, name, size, measure) if masked else None
         except (RefusedFile, OSError) as error:
             skipped.append((name, str(error)))
             continue
+        prepared = prepared_caption(caption or "", settings, trigger)
         pictures.append(
             Picture(
                 path=path,
                 size=size,
-                caption=with_trigger(caption or "", trigger),
+                caption=resting_caption(prepared, settings),
+                prepared=prepared,
                 has_caption=caption is not None,
                 repeats=repeats_of(name, own.repeats, settings.repeats),
                 content_hash=content_hash,
