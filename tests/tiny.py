@@ -327,6 +327,26 @@ def _save(
     (folder / "model_index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
 
 
+def tiny_lora(base: Path, path: Path, *, family: str = "sd15", seed: int = 0, **settings: Any) -> Path:
+    """Writes a LoRA file with some effect for the denoiser of a tiny model, in fp32 under kohya's names; rank 4 if not told."""
+    from trainer.adapters.layer import adapted_layers
+    from trainer.adapters.place import add_adapter
+    from trainer.config.schema import KeyFormat, LoraConfig, SavePrecision
+    from trainer.families import get_family
+    from trainer.lora_files.exporting import save_lora
+
+    chosen = LoraConfig.model_validate({"rank": 4, "alpha": 4.0} | settings)
+    components = get_family(family).load(model_files(base, family), "cpu", torch.float32)
+    add_adapter(components.denoiser, chosen, get_family(family).lora_targets(chosen.targets), seed=seed)
+    torch.manual_seed(seed)
+    for layer in adapted_layers(components.denoiser).values():
+        for parameter in layer.adapter.parameters():
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    options: Any = {"key_format": KeyFormat.KOHYA, "precision": SavePrecision.FP32, "metadata": {}}
+    save_lora(components, get_family(family), path, **options)
+    return path
+
+
 BUILDERS = {"sd15": tiny_sd15, "sdxl": tiny_sdxl}
 """The builder of each family's tiny model; a new family is tested the day that it has one."""
 

@@ -33,6 +33,9 @@ GOES_ASTRAY: dict[str, Any] = {
     "optimizer.learning_rate": 0.3,
 }
 
+WORD = {"dataset.trigger_word": "zwq", "embedding.word": "zwq"}
+"""A word that is trained, and stands in the captions."""
+
 # What else has to be set so that a setting has anything to act on, and the value that it is changed to.
 CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
     "name": ({}, "other"),
@@ -84,6 +87,11 @@ CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
     "lora.text_encoder_stop_step": ({"lora.train_text_encoder": True}, 2),
     "lora.continue_from": ({}, "LORA"),
     "lora.merge_first": ({}, ["0.8 LORA"]),
+    "embedding.word": ({"dataset.trigger_word": "zwq"}, "zwq"),
+    "embedding.num_vectors": ({**WORD}, 2),
+    "embedding.init_words": ({**WORD}, "red"),
+    "embedding.learning_rate": ({**WORD}, 0.1),
+    "embedding.stop_step": ({**WORD}, 2),
     "optimizer.name": ({}, "radam"),
     "optimizer.learning_rate": ({}, 2e-3),
     "optimizer.text_encoder_learning_rate": ({"lora.train_text_encoder": True}, 1e-3),
@@ -227,7 +235,9 @@ def observe(values: dict[str, Any], folder: Path) -> dict[str, Any]:
             for event in seen
             if isinstance(event, events.StepDone)
         ],
-        "validations": [(event.step, event.loss, event.train_loss) for event in seen if isinstance(event, events.Validated)],
+        "validations": [
+            (event.step, event.loss, event.train_loss) for event in seen if isinstance(event, events.Validated)
+        ],
         "samples": [
             (
                 event.step,

@@ -54,8 +54,11 @@ def _compiled(field: str, line: str) -> Pattern:
 
 
 def _examples(line: str, names: Sequence[str]) -> list[str]:
-    """A few names: the most similar ones, else one of each of some blocks."""
-    text = re.sub(r"[\\^$.*+?()\[\]{}|]+", ".", line.split(" ")[0])
-    near = difflib.get_close_matches(text, names, n=_SHOWN_NAMES, cutoff=0.5)
-    blocks = {".".join(name.split(".")[:2]): name for name in reversed(names)}
-    return near or [*reversed(blocks.values())][:_SHOWN_NAMES]
+    """A few names: some with the words that are nearest to the pattern's, then one of each of some blocks."""
+    words = {word for name in names for word in name.split(".")}
+    asked = [word for word in re.split(r"\W+", line.split(" ")[0]) if len(word) > 1]
+    close = {found for word in asked for found in difflib.get_close_matches(word, sorted(words), n=1, cutoff=0.6)}
+    alike = sorted(names, key=lambda name: len(close & set(name.split("."))), reverse=True)
+    near = [name for name in alike if close & set(name.split("."))][: _SHOWN_NAMES // 2]
+    blocks = {".".join(name.split(".")[:2]): name for name in reversed(names) if name not in near}
+    return [*near, *reversed(blocks.values())][:_SHOWN_NAMES]

@@ -15,6 +15,7 @@ from security.errors import SafelightError
 from security.integrity import sha256_of
 from trainer.adapters.layer import AdaptedLayer, adapted_layers
 from trainer.adapters.targets import DENOISER
+from trainer.embeddings import take_words
 from trainer.families.base import Components
 from trainer.lora_files.file import LoraFile
 from trainer.lora_files.layers import Layer
@@ -118,6 +119,7 @@ def continue_from(components: Components, family: str, path: Path) -> tuple[int,
                 f"lora.continue_from names {path.name}, whose layer {place.module} does not fit: {error}. Set lora.rank and "
                 "the like as they were, resize the file, or put it into the base with lora.merge_first."
             ) from error
+    take_words(components, file.embeddings, path.name)
     return len(file.layers), len(trained) - len(file.layers)
 
 
