@@ -99,8 +99,9 @@ def check_pictures(subject: Subject) -> Iterator[Finding]:
     complaints = picture_complaints(plan.placed, plan.batch_size)
     for setting, text in complaints:
         yield Finding("pictures", Level.WARNING, text, setting)
+    sizes = "one size" if len(plan.buckets) == 1 else f"{len(plan.buckets)} sizes"
     if not (skipped or complaints):
-        yield Finding("pictures", Level.GOOD, f"{len(plan.placed)} pictures in {len(plan.buckets)} sizes.")
+        yield Finding("pictures", Level.GOOD, f"{len(plan.placed)} pictures in {sizes}.")
 
 
 def check_duplicates(subject: Subject) -> Iterator[Finding]:

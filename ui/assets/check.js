@@ -4,7 +4,7 @@
   const { h, redraw, poll, call, act } = window.safelight;
   const WORDS = { fault: "Fault", warning: "Warning", note: "Note", good: "Ok" };
   const TONES = { fault: "bad", warning: "busy", note: "quiet", good: "good" };
-  const ORDER = ["fault", "warning", "note", "good"];
+  const ORDER = ["fault", "warning", "note"];
 
   window.safelight.define("check", ({ element, server, watch, props }) => {
     const body = h("section", { "aria-label": "Check of this run", id: "check-result" });
@@ -38,7 +38,8 @@
     }
 
     function report(result) {
-      const findings = [...result.findings].sort((a, b) => ORDER.indexOf(a.level) - ORDER.indexOf(b.level));
+      const bad = result.findings.filter((one) => one.level !== "good").sort((a, b) => ORDER.indexOf(a.level) - ORDER.indexOf(b.level));
+      const fine = result.findings.filter((one) => one.level === "good");
       const rows = (result.estimate || []).map((row) => [
         h("dt", {}, row.name),
         h("dd", {}, row.text, row.parts ? h("span", { class: "sl-muted" }, ` ${row.parts}`) : null),
@@ -46,7 +47,13 @@
       return [
         h("p", { class: `sl-message sl-${result.ok ? "good" : "bad"}`, role: "status" }, result.sentence),
         rows.length ? h("dl", { class: "sl-estimate" }, rows.flat()) : null,
-        h("ul", { class: "sl-findings" }, findings.map(finding)),
+        bad.length ? h("ul", { class: "sl-findings" }, bad.map(finding)) : null,
+        h(
+          "details",
+          { class: "sl-checked" },
+          h("summary", {}, fine.length === 1 ? "1 check is fine" : `${fine.length} checks are fine`),
+          h("ul", { class: "sl-findings" }, fine.map(finding)),
+        ),
       ];
     }
 
