@@ -15,8 +15,10 @@ from trainer.config.inactive import inactive_settings
 from trainer.config.schema import Section, TrainConfig
 from trainer.dataset.scan import list_datasets
 from trainer.runs import Progress, RunFolder
+from ui.checks import CheckDesk
 from ui.form import LIBRARY_SETTINGS, SETTINGS, ConfigForm, flat, words_of
 from ui.messages import shown_to_the_user
+from ui.rates import rates_view
 from ui.recipes import LOOKS, OWN_LENGTH, DatasetSizes, changes, follow, no_pictures, plan_line, recipe, steps_for
 from ui.services import Services
 from ui.widgets import drawn_view
@@ -32,6 +34,7 @@ class TrainTab:
     def __init__(self, services: Services) -> None:
         self.services = services
         self.form = ConfigForm()
+        self.desk = CheckDesk(services)
         self.sizes = DatasetSizes(services.workspace)
         self.draft = gr.BrowserState({}, storage_key=DRAFT_KEY, secret=DRAFT_KEY)  # settings only, nothing secret
         self._configs: dict[tuple[str, float], TrainConfig] = {}
@@ -69,8 +72,10 @@ class TrainTab:
                     self._section(section, info.annotation)
         with gr.Row(elem_id="train-buttons"):
             self.start = gr.Button("Start training", variant="primary", elem_id="start-training", scale=2)
+            self.check = gr.Button("Check before training", elem_id="check-run")
             self.export = gr.Button("Export as TOML", elem_id="export-config")
             self.load = gr.UploadButton("Import TOML", file_types=[".toml"], elem_id="import-config")
+        self.checks = drawn_view("check", functions=self.desk.functions())
         for field, value in zip(form.outputs, form.show_some(self._first_values()), strict=True):
             field.value = value
 
@@ -107,6 +112,7 @@ class TrainTab:
         )
         self.tools.reset(self.reset, base, form.outputs, **quiet).then(self.look, watched, told, **quiet)
         self.export.click(self.export_text, watched, self.tools, validator=form.faults, api_visibility="private")
+        self.check.click(self.check_run, watched, self.checks, validator=form.faults, api_visibility="private")
         self.load.upload(self.import_file, self.load, form.outputs, api_visibility="private").then(
             self.look, watched, told, **quiet
         )
@@ -115,7 +121,15 @@ class TrainTab:
         """What the form as it stands means: the plan, the changes, and the draft that survives a reload."""
         typed = self.form.plain_values(values)
         changed = changes(typed, self._recipe(typed["model.base"]))
-        return {"plan": self._plan(values), "changed": changed, "inactive": self._inactive(values)}, {"values": typed}
+        told = {"plan": self._plan(values), "changed": changed, "inactive": self._inactive(values)}
+        return {**told, "rates": self._rates(values)}, {"values": typed}
+
+    def _rates(self, values: Values) -> dict[str, Any] | None:
+        """The learning rate over the run; None while the form has a mistake."""
+        try:
+            return rates_view(self.form.read(values))
+        except ConfigError:
+            return None
 
     def _inactive(self, values: Values) -> dict[str, str] | None:
         """Settings without effect and why; None while the form has a mistake, so that it can't be told."""
@@ -185,6 +199,11 @@ class TrainTab:
         start = self._recipe(base)
         name = getattr(event, "name", "")
         return self.form.show_some({name: start[name]} if name in start else {})
+
+    def check_run(self, values: Values) -> dict[str, str]:
+        """Starts a check of the run as the form stands; the script follows it."""
+        with shown_to_the_user():
+            return {"task": self.desk.start(self.form.read(values))}
 
     def export_text(self, values: Values) -> dict[str, Any]:
         """The run as a file, and the command that trains it without a page."""
