@@ -60,7 +60,9 @@ def main(arguments: Sequence[str]) -> int:
     take_tokens()
     try:
         flags, rest = (
-            split_settings(arguments) if list(arguments[:1]) in (["train"], ["check"]) else ([], list(arguments))
+            split_settings(arguments)
+            if list(arguments[:1]) in (["train"], ["check"], ["rebuild"])
+            else ([], list(arguments))
         )
         options = build_parser().parse_args(rest)
         options.flags = flags
@@ -195,6 +197,13 @@ def _resume_arguments(parser: argparse.ArgumentParser) -> None:
     _add_workspace(parser)
     _add_json(parser, "print every event as a line of JSON")
     parser.add_argument("run_id", metavar="RUN", help="name of the run, as `runs` lists it")
+
+
+def _rebuild_arguments(parser: argparse.ArgumentParser) -> None:
+    from ui.cli_rebuild import rebuild_arguments
+
+    _add_workspace(parser)
+    rebuild_arguments(parser)
 
 
 def _list_arguments(parser: argparse.ArgumentParser) -> None:
@@ -348,6 +357,13 @@ def run_resume(options: argparse.Namespace) -> int:
     return resume(open_workspace(options), options.run_id, as_json=options.json)
 
 
+def run_rebuild(options: argparse.Namespace) -> int:
+    """Trains a run again from its rebuild.json, and says exactly what is other than it was."""
+    from ui.cli_rebuild import rebuild
+
+    return rebuild(open_workspace(options), options)
+
+
 def show_runs(options: argparse.Namespace) -> int:
     """Lists the runs of the workspace, newest first."""
     from ui.cli_lists import list_runs
@@ -450,6 +466,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[..
     "train": (_train_arguments, run_train),
     "check": (_check_arguments, run_check),
     "resume": (_resume_arguments, run_resume),
+    "rebuild": (_rebuild_arguments, run_rebuild),
     "runs": (_list_arguments, show_runs),
     "models": (_models_arguments, show_models),
     "fetch": (_fetch_arguments, run_fetch),
