@@ -13,7 +13,12 @@ from trainer.config.files import ConfigError, Setting, SettingKind, config_value
 from trainer.config.schema import TrainConfig
 
 SETTINGS: dict[str, Setting] = {setting.name: setting for setting in iter_settings()}
-LIBRARY_SETTINGS = {"model.base": "models", "dataset.folder": "datasets", "validation.folder": "datasets"}
+LIBRARY_SETTINGS = {
+    "model.base": "models",
+    "dataset.folder": "datasets",
+    "validation.folder": "datasets",
+    "lora.continue_from": "loras",
+}
 """Settings that name something of the library: dropdowns whose choices come from there; paths may be typed as well."""
 LABELS = {
     "model.base": "Model",
@@ -91,7 +96,7 @@ def _arrow_step(setting: Setting) -> float:
 
 def shown(setting: Setting, value: Any) -> Any:
     """A setting's value as its component shows it."""
-    return "\n".join(value) if setting.kind is SettingKind.LINES else value
+    return "\n".join(map(str, value)) if setting.kind is SettingKind.LINES else value
 
 
 def plain(setting: Setting, value: Any) -> Any:

@@ -11,9 +11,11 @@ from security.errors import RefusedPath
 from security.net import Network
 from security.tokens import TokenStore
 from trainer.config.schema import TrainConfig, weighted_dataset
+from trainer.config.sections import weighted_lora
 from trainer.dataset.scan import list_datasets
 from trainer.dataset.studio import Studio
 from trainer.jobs import Jobs
+from trainer.lora_files.shelf import list_loras
 from trainer.models.downloads import Downloads
 from trainer.models.library import ModelInfo, list_models
 from trainer.workspace import Workspace
@@ -76,21 +78,29 @@ class Services:
         """Where typed paths may lead: anywhere for the person at this machine, `import` in the workspace for all others."""
         return [self.workspace.path / IMPORT_FOLDER] if self.access.open_to_others else None
 
+    def lora_names(self) -> set[str]:
+        """What a setting may name a LoRA by, without being a path: runs, their files, and those of workspace/loras."""
+        return {name for one in list_loras(self.workspace) for name in (one.name, one.run) if name}
+
     def refuse_paths(self, config: TrainConfig) -> None:
         """Raises RefusedPath when a page that others can reach asks for a folder outside the library."""
         if not self.access.open_to_others:
             return
         models = {info.name for info in self.library.models()}
         datasets = {info.name for info in list_datasets(self.workspace)}
+        used = [name for _, name in map(weighted_lora, config.lora.merge_first)]
+        loras = self.lora_names() if used or config.lora.continue_from else set()
         for setting, value, known in (
             ("model.base", config.model.base, models),
             ("dataset.folder", config.dataset.folder, datasets),
             *(("dataset.more", weighted_dataset(line)[1], datasets) for line in config.dataset.more),
             *(("dataset.regularisation", name, datasets) for name in config.dataset.regularisation),
             ("validation.folder", config.validation.folder, datasets | {""}),
+            ("lora.continue_from", config.lora.continue_from, loras | {""}),
+            *(("lora.merge_first", name, loras) for name in used),
         ):
             if value not in known:
                 raise RefusedPath(
-                    f"{setting} is {value!r}. While the page is open to others, only models and datasets of the library "
-                    "can be used: import it first."
+                    f"{setting} is {value!r}. While the page is open to others, only what the library has can "
+                    "be used: import it first."
                 )

@@ -171,5 +171,5 @@ def test_folders_of_a_page_that_is_open_to_others_stay_closed(shared_services: S
     dataset = fill(shared_services.studio)
     desk = functions(QUALITY_PANEL, shared_services)
     training = {"model.base": str(Path(dataset.path)), "dataset.folder": "cats"}
-    with pytest.raises(SafelightError, match="only models and datasets of the library"):
+    with pytest.raises(SafelightError, match="only what the library has"):
         desk["check_quality"]({"dataset": "cats", "training": training, "held_out": "", "tagger": ""})

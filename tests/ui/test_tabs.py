@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -154,7 +155,11 @@ def test_a_shared_page_reaches_only_its_import_folder(shared_services: Services)
 
 
 @pytest.mark.parametrize(
-    "setting", ["model.base", "dataset.folder", "dataset.more", "dataset.regularisation", "validation.folder"]
+    "setting",
+    [
+        *("model.base", "dataset.folder", "dataset.more", "dataset.regularisation", "validation.folder"),
+        *("lora.continue_from", "lora.merge_first"),
+    ],
 )
 def test_a_shared_page_trains_only_what_is_in_the_library(shared_services: Services, setting: str) -> None:
     from security.errors import RefusedPath
@@ -164,9 +169,12 @@ def test_a_shared_page_trains_only_what_is_in_the_library(shared_services: Servi
 
     shared_services.refuse_paths(demo_config())
     place = str(BASE_DIR.parent)
-    value = {"dataset.more": [f"0.5 {place}"], "dataset.regularisation": [place]}.get(setting, place)
-    config = parse_config(nested({**flat(demo_config()), setting: value}))
-    with pytest.raises(RefusedPath):
+    lines = {"dataset.more": [f"0.5 {place}"], "dataset.regularisation": [place], "lora.merge_first": [f"1 {place}"]}
+    values = {**flat(demo_config()), setting: lines.get(setting, place)}
+    if setting == "validation.folder":
+        values["validation.split"] = 0.0
+    config = parse_config(nested(values))
+    with pytest.raises(RefusedPath, match=re.escape(setting)):
         shared_services.refuse_paths(config)
 
 

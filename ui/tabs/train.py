@@ -14,6 +14,7 @@ from trainer.config.files import ConfigError, dump_config, load_config
 from trainer.config.inactive import inactive_settings
 from trainer.config.schema import Section, TrainConfig
 from trainer.dataset.scan import list_datasets
+from trainer.lora_files.shelf import list_loras
 from trainer.runs import Progress, RunFolder
 from ui.checks import CheckDesk
 from ui.form import LIBRARY_SETTINGS, SETTINGS, ConfigForm, flat, words_of
@@ -242,7 +243,8 @@ class TrainTab:
             (f"{info.name} ({info.num_pictures} pictures)", info.name)
             for info in list_datasets(self.services.workspace)
         ]
-        choices = {"models": models, "datasets": datasets}
+        loras = ["", *(one.name for one in list_loras(self.services.workspace))]
+        choices = {"models": models, "datasets": datasets, "loras": loras}
         return [gr.Dropdown(choices=choices[kind]) for kind in LIBRARY_SETTINGS.values()]
 
     @property
