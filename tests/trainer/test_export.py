@@ -1,10 +1,8 @@
-"""An exported LoRA loads in diffusers with no key left over and does what the trained model does, at any scale."""
+"""A file of any adapter gives back what was trained, and loads with no key left over where it is said to load."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,18 +12,27 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import nn
 
 from security.weights import check_safetensors
 from tests import tiny
-from trainer import export
-from trainer.config.schema import KeyFormat, LoraTargets, ModelConfig, SavePrecision, TrainConfig
-from trainer.families import FAMILIES
+from tests.trainer.adapted import ALPHA, RANK, adapted, outputs
+from trainer.adapters.layer import AdaptedLayer, adapted_layers
+from trainer.adapters.table import ADAPTERS
+from trainer.config.choices import AdapterName
+from trainer.config.schema import KeyFormat, SavePrecision
 from trainer.families.base import Components, ModelFamily
+from trainer.lora_files.by_diffusers import loaded_by_diffusers
+from trainer.lora_files.exporting import save_lora, trained_file, verify_export, written_formats
+from trainer.lora_files.names import module_in
+from trainer.lora_files.programs import told_in_words
+from trainer.lora_files.reading import read_lora
+from trainer.lora_files.writing import LOADS_ENTRY, DamagedExport, Unwritable
 
-RANK, ALPHA = 4, 0.7
 FORMATS = [KeyFormat.KOHYA, KeyFormat.DIFFUSERS]
 TOLERANCES = {SavePrecision.FP16: 1e-3, SavePrecision.FP32: 1e-5}
+EVERYTHING = {"targets": "all", "conv_rank": 3, "conv_alpha": 2.0}
+"""All layers, with a rank and alpha of their own for convolutions."""
 
 
 @pytest.fixture(scope="module")
@@ -34,31 +41,16 @@ def components(folder: Path, family: ModelFamily) -> Components:
     return adapted(family, folder)
 
 
-def adapted(family: ModelFamily, folder: Path) -> Components:
-    from peft import LoraConfig, inject_adapter_in_model
-
-    components = family.load(tiny.model_files(folder, family.name), "cpu", torch.float32)
-    torch.manual_seed(7)
-    parts = {id(components.denoiser): family.lora_targets(LoraTargets.ATTENTION_FEED_FORWARD_PROJECTION)}
-    for part in (components.denoiser, *components.text_encoders):
-        targets = parts.get(id(part), family.text_encoder_targets())
-        inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=targets), part)
-        for name, parameter in part.named_parameters():
-            if ".lora_" in name:
-                # Large enough to change the picture, small enough that fp16 has room.
-                torch.nn.init.normal_(parameter, std=0.14)
-        part.eval()
-    return components
-
-
 def save(
     components: Components, family: ModelFamily, path: Path, key_format: KeyFormat, precision: SavePrecision
 ) -> Path:
-    size = export.save_lora(
-        components, family, path, key_format=key_format, precision=precision, metadata={"ss_output_name": "x"}
-    )
+    size = save_lora(components, family, path, key_format=key_format, precision=precision, metadata={"x": "y"})
     assert size == path.stat().st_size
     return path
+
+
+def num_layers(components: Components) -> int:
+    return sum(len(adapted_layers(part)) for part in components.modules().values())
 
 
 @pytest.fixture
@@ -75,27 +67,52 @@ def diffusers_warnings() -> Iterator[list[str]]:
         logger.removeHandler(handler)
 
 
-def outputs(family: ModelFamily, unet: Any, text_encoders: list[Any]) -> dict[str, Tensor]:
-    """What each adapted network says to a fixed input."""
-    generator = torch.Generator().manual_seed(3)
-    latents = torch.randn(2, 4, 8, 12, generator=generator)
-    width = unet.config.cross_attention_dim
-    states = torch.randn(2, 77, width, generator=generator)
-    added = {
-        "text_embeds": torch.randn(2, 24, generator=generator),
-        "time_ids": torch.tensor([[64.0, 96, 0, 0, 64, 96]] * 2),
-    }
-    ids = torch.randint(0, 1500, (2, 77), generator=generator)
-    ids[:, 20:] = 1513
-    with torch.no_grad():
-        found = {"unet": unet(latents, torch.tensor([5, 900]), states, added_cond_kwargs=added, return_dict=False)[0]}
-        for number, encoder in enumerate(text_encoders):
-            found[f"text {number}"] = encoder(ids, output_hidden_states=True).hidden_states[-1]
-    return found
+# ---- every adapter ----
 
 
-def encoders_of(pipeline: Any) -> list[Any]:
-    return [pipeline.text_encoder, *([pipeline.text_encoder_2] if hasattr(pipeline, "text_encoder_2") else [])]
+@pytest.mark.parametrize("adapter", AdapterName)
+def test_a_file_of_any_adapter_makes_of_the_base_what_was_trained(
+    folder: Path, family: ModelFamily, tmp_path: Path, adapter: AdapterName
+) -> None:
+    """The file as our reader has it, added to the weights of a fresh model, gives the trained model's outputs."""
+    edges = {"exclude_patterns": ["conv_out", "conv_in"]} if "oft" in adapter else {}
+    ranks = {} if "oft" in adapter else {"block_ranks": ["mid_block 2"]}
+    components = adapted(family, folder, adapter=adapter, **({"targets": "all", "block_size": 4} | edges | ranks))
+    path = save(components, family, tmp_path / "x.safetensors", KeyFormat.KOHYA, SavePrecision.FP32)
+    told = verify_export(path, components, family, KeyFormat.KOHYA, SavePrecision.FP32)
+    assert {name for name, fault in told.items() if not fault} - {"forge"} == ADAPTERS[adapter].loads_in
+    assert check_safetensors(path).metadata[LOADS_ENTRY] == told_in_words(told)
+
+    fresh = family.load(tiny.model_files(folder, family.name), "cpu", torch.float32)
+    before = outputs(fresh.denoiser, fresh.text_encoders)
+    file = read_lora(path, family.name)
+    assert len(file.layers) == num_layers(components) and not file.unmatched
+    parts = fresh.modules()
+    for place, layer in file.layers.items():
+        modules = dict(parts[place.part].named_modules())
+        module = modules[module_in(modules, place.module) or "missing"]
+        assert isinstance(module, nn.Linear | nn.Conv2d)
+        module.weight.data += layer.delta(module.weight.data)
+    expected = outputs(components.denoiser, components.text_encoders)
+    for name, found in outputs(fresh.denoiser, fresh.text_encoders).items():
+        assert (expected[name] - before[name]).abs().max() > 0.01, f"{adapter} must change {name} to mean anything"
+        assert (expected[name] - found).abs().max() <= 1e-4 * expected[name].abs().max(), name
+
+
+@pytest.mark.parametrize("adapter", AdapterName)
+def test_diffusers_names_are_written_where_diffusers_reads_them(
+    folder: Path, family: ModelFamily, tmp_path: Path, adapter: AdapterName
+) -> None:
+    components = adapted(family, folder, adapter=adapter, targets="cross-attention")
+    path = tmp_path / "x.safetensors"
+    if "diffusers" in ADAPTERS[adapter].loads_in:
+        save(components, family, path, KeyFormat.DIFFUSERS, SavePrecision.FP32)
+        told = verify_export(path, components, family, KeyFormat.DIFFUSERS, SavePrecision.FP32)
+        assert told["diffusers"] == "" and told["comfyui"] and written_formats(KeyFormat.BOTH, adapter) == FORMATS
+    else:
+        with pytest.raises(Unwritable, match="diffusers"):
+            save(components, family, path, KeyFormat.DIFFUSERS, SavePrecision.FP32)
+        assert not path.exists() and written_formats(KeyFormat.BOTH, adapter) == [KeyFormat.KOHYA]
 
 
 @pytest.mark.parametrize("precision", TOLERANCES)
@@ -103,90 +120,115 @@ def encoders_of(pipeline: Any) -> list[Any]:
 def test_a_file_loads_in_diffusers_and_does_the_same(
     folder: Path,
     family: ModelFamily,
-    components: Components,
     tmp_path: Path,
     diffusers_warnings: list[str],
     key_format: KeyFormat,
     precision: SavePrecision,
 ) -> None:
+    """A LoCon on every layer, with several ranks and alphas."""
     from peft.tuners.lora import LoraLayer
 
+    components = adapted(family, folder, std=0.08, adapter="locon", **EVERYTHING)
     path = save(components, family, tmp_path / "lora.safetensors", key_format, precision)
     pipeline = family.pipeline_class().from_pretrained(folder, local_files_only=True, safety_checker=None)
-    before = outputs(family, pipeline.unet, encoders_of(pipeline))
+    encoders = [pipeline.text_encoder, *([pipeline.text_encoder_2] if hasattr(pipeline, "text_encoder_2") else [])]
+    before = outputs(pipeline.unet, encoders)
     diffusers_warnings.clear()
     pipeline.load_lora_weights(str(tmp_path), weight_name=path.name)
     assert diffusers_warnings == []
 
     num_pairs = 0
     for trained, loaded in zip(
-        [components.denoiser, *components.text_encoders], [pipeline.unet, *encoders_of(pipeline)], strict=True
+        [components.denoiser, *components.text_encoders], [pipeline.unet, *encoders], strict=True
     ):
         names = {name for name, module in loaded.named_modules() if isinstance(module, LoraLayer)}
-        assert names == export.lora_layers(trained).keys() and names
+        assert names == adapted_layers(trained).keys() and names
         num_pairs += len(names)
     keys = [key for key in load_file(path) if not key.endswith(".alpha")]
     assert len(keys) == 2 * num_pairs
 
-    expected = outputs(family, components.denoiser, components.text_encoders)
-    found = outputs(family, pipeline.unet, encoders_of(pipeline))
+    expected = outputs(components.denoiser, components.text_encoders)
+    found = outputs(pipeline.unet, encoders)
     for name, value in expected.items():
-        assert (value - before[name]).abs().max() > 0.05, (
-            f"the LoRA must change {name} for the comparison to mean anything"
-        )
+        assert (value - before[name]).abs().max() > 0.05, f"the LoRA must change {name} to mean anything"
         assert (value - found[name]).abs().max() <= TOLERANCES[precision], name
 
 
-@pytest.mark.parametrize("precision", SavePrecision)
-@pytest.mark.parametrize("key_format", FORMATS)
-def test_every_export_verifies(
-    family: ModelFamily, components: Components, tmp_path: Path, key_format: KeyFormat, precision: SavePrecision
+def test_attention_layers_with_an_alpha_of_their_own_are_told_of(
+    folder: Path, family: ModelFamily, tmp_path: Path
 ) -> None:
-    path = save(components, family, tmp_path / "lora.safetensors", key_format, precision)
-    layers = sum(len(export.lora_layers(part)) for part in components.modules().values())
-    assert export.verify_export(path, components, family, precision) == layers
-    check_safetensors(path)
+    """diffusers gives them the others' alpha when it reads kohya's names; with its own names it is right."""
+    components = adapted(family, folder, targets="attention", block_ranks=["mid_block 2 5"])
+    path = save(components, family, tmp_path / "x.safetensors", KeyFormat.KOHYA, SavePrecision.FP32)
+    told = verify_export(path, components, family, KeyFormat.KOHYA, SavePrecision.FP32)
+    assert "another strength" in told["diffusers"] and "mid_block" in told["diffusers"] and not told["comfyui"]
+    loaded = loaded_by_diffusers(path, components, family)
+    meant = trained_file(components, family).layers
+    wrong = [
+        place for place, layer in loaded.items() if abs(layer.scale - meant[place].alpha / meant[place].rank) > 1e-6
+    ]
+    assert wrong and all("mid_block" in place.module for place in wrong)
+    save(components, family, path, KeyFormat.DIFFUSERS, SavePrecision.FP32)
+    assert verify_export(path, components, family, KeyFormat.DIFFUSERS, SavePrecision.FP32)["diffusers"] == ""
 
 
 @pytest.mark.parametrize("key_format", FORMATS)
-def test_the_tiny_numbers_of_an_early_step_verify_in_fp16(
-    family: ModelFamily, folder: Path, tmp_path: Path, key_format: KeyFormat
+def test_every_precision_verifies(
+    family: ModelFamily, components: Components, tmp_path: Path, key_format: KeyFormat
 ) -> None:
+    for precision in SavePrecision:
+        path = save(components, family, tmp_path / "lora.safetensors", key_format, precision)
+        verify_export(path, components, family, key_format, precision)
+        check_safetensors(path)
+
+
+def test_a_start_in_the_weights_main_directions_verifies(folder: Path, family: ModelFamily, tmp_path: Path) -> None:
+    components = adapted(family, folder, init="pissa", rs_lora=True)
+    path = save(components, family, tmp_path / "x.safetensors", KeyFormat.KOHYA, SavePrecision.FP32)
+    verify_export(path, components, family, KeyFormat.KOHYA, SavePrecision.FP32)
+    assert {layer.rank for layer in read_lora(path, family.name).layers.values()} == {2 * RANK}
+
+
+def test_the_tiny_numbers_of_an_early_step_verify_in_fp16(family: ModelFamily, folder: Path, tmp_path: Path) -> None:
     """fp16 has only a few digits left below 6e-5; that is rounding, not damage."""
     components = adapted(family, folder)
-    for name, parameter in components.denoiser.named_parameters():
-        if ".lora_B." in name:
-            torch.nn.init.normal_(parameter, std=1e-7 if "attn1" in name else 0.0)
-    path = save(components, family, tmp_path / "lora.safetensors", key_format, SavePrecision.FP16)
-    assert export.verify_export(path, components, family, SavePrecision.FP16) > 0
+    for name, layer in adapted_layers(components.denoiser).items():
+        for parameter in layer.output_side():
+            nn.init.normal_(parameter, std=1e-7 if "attn1" in name else 0.0)
+    for key_format in FORMATS:
+        path = save(components, family, tmp_path / "lora.safetensors", key_format, SavePrecision.FP16)
+        verify_export(path, components, family, key_format, SavePrecision.FP16)
 
 
-@pytest.mark.parametrize("key_format", FORMATS)
-def test_adapters_kept_in_bf16_are_exported_exactly(
-    family: ModelFamily, folder: Path, tmp_path: Path, key_format: KeyFormat
-) -> None:
-    components = adapted(family, folder)
-    for part in components.modules().values():
-        part.to(torch.bfloat16)
-    path = save(components, family, tmp_path / "lora.safetensors", key_format, SavePrecision.FP32)
-    assert export.verify_export(path, components, family, SavePrecision.FP32) > 0
+# ---- names ----
 
 
-def test_kohya_names_are_those_of_the_original_networks(family: ModelFamily, components: Components) -> None:
+def test_kohya_names_are_those_of_the_original_networks(family: ModelFamily, folder: Path) -> None:
     """SDXL's by the original U-Net's numbering (from an independent table), SD 1.x's by diffusers' own names."""
-    names = list(export.lora_layers(components.denoiser))
+    components = adapted(family, folder, **EVERYTHING)
+    names = list(adapted_layers(components.denoiser))
     if family.name == "sdxl":
-        base = {key.replace(".base_layer", ""): key for key in components.denoiser.state_dict() if ".lora_" not in key}
+        fresh = family.load(tiny.model_files(folder, family.name), "cpu", torch.float32).denoiser
+        base = list(fresh.state_dict())
         original = dict(zip(base, tiny.ldm_unet({key: torch.empty(0) for key in base}), strict=True))
         names = [original[f"{name}.weight"].removesuffix(".weight") for name in names]
     expected = {f"lora_unet_{name.replace('.', '_')}" for name in names}
-    for prefix, encoder in zip(family.key_naming.text_encoders, components.text_encoders, strict=True):
-        layers = [name.removeprefix("text_model.") for name in export.lora_layers(encoder)]
+    prefixes = {"sd15": ["lora_te"], "sdxl": ["lora_te1", "lora_te2"]}[family.name]
+    for prefix, encoder in zip(prefixes, components.text_encoders, strict=True):
+        layers = [name.removeprefix("text_model.") for name in adapted_layers(encoder)]
         expected |= {f"{prefix}_text_model_{name.replace('.', '_')}" for name in layers}
-    state = export.to_kohya(components, family)
+    state = kohya_state(components, family)
     assert {key.split(".", 1)[0] for key in state} == expected
     assert {key.split(".", 1)[1] for key in state} == {"lora_down.weight", "lora_up.weight", "alpha"}
-    assert {round(value.item(), 6) for key, value in state.items() if key.endswith("alpha")} == {ALPHA}
+    alphas = {round(value.item(), 6) for key, value in state.items() if key.endswith("alpha")}
+    assert alphas == {ALPHA, 2.0}
+
+
+def kohya_state(components: Components, family: ModelFamily) -> dict[str, Any]:
+    from trainer.lora_files.keys import FileFormat
+    from trainer.lora_files.writing import file_tensors
+
+    return file_tensors(trained_file(components, family), FileFormat.KOHYA)
 
 
 KNOWN_NAMES = {
@@ -194,6 +236,8 @@ KNOWN_NAMES = {
         "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out_0",
         "lora_unet_mid_block_attentions_0_proj_in",
         "lora_te_text_model_encoder_layers_0_self_attn_q_proj",
+        "lora_unet_up_blocks_0_upsamplers_0_conv",
+        "lora_unet_down_blocks_0_resnets_0_time_emb_proj",
     ],
     "sdxl": [
         "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q",
@@ -201,44 +245,56 @@ KNOWN_NAMES = {
         "lora_unet_output_blocks_2_1_proj_out",
         "lora_te1_text_model_encoder_layers_0_mlp_fc1",
         "lora_te2_text_model_encoder_layers_2_self_attn_out_proj",
+        "lora_unet_input_blocks_1_0_in_layers_2",
+        "lora_unet_input_blocks_3_0_op",
+        "lora_unet_output_blocks_2_2_conv",
+        "lora_unet_middle_block_2_out_layers_3",
+        "lora_unet_label_emb_0_0",
     ],
 }
 
 
-def test_names_that_every_tool_knows(family: ModelFamily, components: Components) -> None:
-    state = export.to_kohya(components, family)
+def test_names_that_every_tool_knows(family: ModelFamily, folder: Path) -> None:
+    state = kohya_state(adapted(family, folder, **EVERYTHING), family)
     for name in KNOWN_NAMES[family.name]:
         assert f"{name}.lora_down.weight" in state, name
 
 
 def test_one_by_one_convolutions_keep_their_shape(family: ModelFamily, components: Components) -> None:
-    state = export.to_kohya(components, family)
-    for name, value in state.items():
+    for name, value in kohya_state(components, family).items():
         convolution = family.name == "sd15" and ("proj_in" in name or "proj_out" in name)
         if name.endswith("lora_down.weight"):
             assert value.ndim == (4 if convolution else 2) and len(value) == RANK, name
 
 
-def test_the_file_of_a_denoiser_alone_loads_too(folder: Path, family: ModelFamily, tmp_path: Path) -> None:
-    from peft import LoraConfig, inject_adapter_in_model
+# ---- parts of a model ----
 
-    components = family.load(tiny.model_files(folder, family.name), "cpu", torch.float32)
-    targets = family.lora_targets(LoraTargets.ATTENTION)
-    inject_adapter_in_model(
-        LoraConfig(r=2, lora_alpha=2, target_modules=targets, init_lora_weights=False), components.denoiser
-    )
+
+def test_the_file_of_a_denoiser_alone_loads_too(folder: Path, family: ModelFamily, tmp_path: Path) -> None:
+    components = adapted(family, folder, targets="attention", train_text_encoder=False)
     for key_format in FORMATS:
         path = save(components, family, tmp_path / f"{key_format}.safetensors", key_format, SavePrecision.FP16)
-        assert export.verify_export(path, components, family, SavePrecision.FP16) == len(
-            export.lora_layers(components.denoiser)
-        )
+        verify_export(path, components, family, key_format, SavePrecision.FP16)
+        assert {place.part for place in read_lora(path, family.name).layers} == {"unet"}
+
+
+def test_the_file_of_text_encoders_alone_loads_too(folder: Path, family: ModelFamily, tmp_path: Path) -> None:
+    components = adapted(family, folder, train_denoiser=False)
+    for key_format in FORMATS:
+        path = save(components, family, tmp_path / f"{key_format}.safetensors", key_format, SavePrecision.FP16)
+        verify_export(path, components, family, key_format, SavePrecision.FP16)
+        parts = {place.part for place in read_lora(path, family.name).layers}
+        assert parts == {"text_encoder", "text_encoder_2"} - ({"text_encoder_2"} if family.name == "sd15" else set())
 
 
 def test_a_text_encoder_that_was_freed_is_left_out(family: ModelFamily, components: Components, tmp_path: Path) -> None:
     freed = dataclasses.replace(components, text_encoders=[None] * len(components.text_encoders), vae=None)
     path = save(freed, family, tmp_path / "lora.safetensors", KeyFormat.KOHYA, SavePrecision.FP32)
     assert all(key.startswith("lora_unet_") for key in load_file(path))
-    assert export.verify_export(path, freed, family, SavePrecision.FP32) == len(export.lora_layers(components.denoiser))
+    verify_export(path, freed, family, KeyFormat.KOHYA, SavePrecision.FP32)
+
+
+# ---- damage ----
 
 
 @pytest.mark.parametrize("key_format", FORMATS)
@@ -255,7 +311,7 @@ def test_a_file_that_does_not_give_back_the_training_is_found_out(
     if fault == "a layer lost":
         tensors = {key: value for key, value in tensors.items() if key not in layer}
     elif fault == "a layer renamed":
-        tensors = {key.replace(stem, stem.replace("to_q", "to_v")): value for key, value in tensors.items()}
+        tensors = {key.replace(stem, stem.replace("to_q", "norm")): value for key, value in tensors.items()}
     elif fault == "a wrong scale":
         tensors = {
             key: value * 2 if key.endswith((".alpha", "lora_B.weight")) else value for key, value in tensors.items()
@@ -263,22 +319,48 @@ def test_a_file_that_does_not_give_back_the_training_is_found_out(
     else:
         tensors[next(key for key in layer if key.endswith(("up.weight", "B.weight")))][0, 0] += 0.01
     save_file(tensors, path, metadata)
-    with pytest.raises(export.DamagedExport):
-        export.verify_export(path, components, family, SavePrecision.FP32)
+    with pytest.raises(DamagedExport):
+        verify_export(path, components, family, key_format, SavePrecision.FP32)
+
+
+@pytest.mark.parametrize("adapter", [AdapterName.DORA, AdapterName.LOHA, AdapterName.LOKR, AdapterName.BOFT])
+def test_a_wrong_number_of_any_adapter_is_found_out(
+    family: ModelFamily, folder: Path, tmp_path: Path, adapter: AdapterName
+) -> None:
+    components = adapted(family, folder, adapter=adapter, targets="cross-attention", train_text_encoder=False)
+    path = save(components, family, tmp_path / "x.safetensors", KeyFormat.KOHYA, SavePrecision.FP32)
+    tensors = load_file(path)
+    key = next(key for key in tensors if key.endswith(("dora_scale", "hada_w2_b", "lokr_w1", "oft_blocks")))
+    tensors[key].flatten()[-1] *= 1.001
+    save_file(tensors, path)
+    with pytest.raises(DamagedExport, match="other numbers"):
+        verify_export(path, components, family, KeyFormat.KOHYA, SavePrecision.FP32)
+
+
+def test_a_file_that_would_not_do_what_was_trained_is_found_out(
+    family: ModelFamily, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the trained network and the file's formula ever part, the numbers in the file still match: only this sees it."""
+    components = adapted(family, folder, adapter="oft", targets="cross-attention", train_text_encoder=False)
+    path = save(components, family, tmp_path / "x.safetensors", KeyFormat.KOHYA, SavePrecision.FP32)
+    right = AdaptedLayer.delta
+    monkeypatch.setattr(AdaptedLayer, "delta", lambda layer: right(layer) * 1.01)
+    with pytest.raises(DamagedExport, match="would not give what was trained"):
+        verify_export(path, components, family, KeyFormat.KOHYA, SavePrecision.FP32)
 
 
 def test_numbers_that_a_file_cannot_hold_are_refused(folder: Path, family: ModelFamily, tmp_path: Path) -> None:
     components = adapted(family, folder)
-    weight = next(parameter for name, parameter in components.denoiser.named_parameters() if "lora_B" in name)
+    weight = next(iter(adapted_layers(components.denoiser).values())).output_side()[0]
     weight.data[0, 0] = 1e6
     path = tmp_path / "lora.safetensors"
     path.write_bytes(b"old")
-    with pytest.raises(export.DamagedExport, match=r"1 tensors .* NaN or Inf.*too narrow"):
+    with pytest.raises(DamagedExport, match=r"1 tensors .* NaN or Inf.*too narrow"):
         save(components, family, path, KeyFormat.KOHYA, SavePrecision.FP16)
     assert path.read_bytes() == b"old"
     save(components, family, path, KeyFormat.KOHYA, SavePrecision.FP32)
     weight.data[0, 0] = float("nan")
-    with pytest.raises(export.DamagedExport, match="1 tensors"):
+    with pytest.raises(DamagedExport, match="1 tensors"):
         save(components, family, path, KeyFormat.DIFFUSERS, SavePrecision.FP32)
 
 
@@ -300,103 +382,3 @@ def test_a_file_is_written_whole_or_not_at_all(
 def test_one_file_has_one_key_format(family: ModelFamily, components: Components, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Call this once per format"):
         save(components, family, tmp_path / "x.safetensors", KeyFormat.BOTH, SavePrecision.FP16)
-
-
-# ---- what the file says about itself ----
-
-
-def facts(**changes: Any) -> export.ExportFacts:
-    values = {
-        "family": "sd15",
-        "base_name": "demo",
-        "base_fingerprint": "ab" * 32,
-        "prediction_type": "v_prediction",
-        "zero_terminal_snr": False,
-        "num_train_images": 30,
-        "step": 40,
-        "started_at": 1e9,
-        "finished_at": 1e9 + 60,
-        "tag_frequency": {"ink pictures": {"rabbit": 3}},
-    }
-    return export.ExportFacts(**(values | changes))
-
-
-def config(**changes: Any) -> TrainConfig:
-    values: dict[str, Any] = {
-        "name": "ink",
-        "lora": {"rank": 8, "alpha": 4},
-        "dataset": {"folder": "/home/someone/private/ink pictures/", "resolution": 64},
-        "training": {"max_train_steps": 50},
-        "model": {"base": "/home/someone/models/base.safetensors", "clip_skip": 2},
-    }
-    return TrainConfig.model_validate(values | changes)
-
-
-def test_metadata_tells_what_other_tools_ask_for() -> None:
-    entries = export.build_metadata(config(), facts())
-    expected = {
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": "8",
-        "ss_network_alpha": "4.0",
-        "ss_base_model_version": "sd_v1",
-        "ss_v2": "False",
-        "ss_output_name": "ink",
-        "ss_learning_rate": "0.0001",
-        "ss_max_train_steps": "50",
-        "ss_steps": "40",
-        "ss_num_train_images": "30",
-        "ss_resolution": "(64, 64)",
-        "ss_clip_skip": "2",
-        "ss_text_encoder_lr": "None",
-        "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": "stable-diffusion-v1/lora",
-        "modelspec.title": "ink",
-        "modelspec.date": "2001-09-09T01:47:40+00:00",
-        "modelspec.resolution": "64x64",
-        "modelspec.prediction_type": "v",
-        "modelspec.encoder_layer": "2",
-    }
-    assert {key: entries.get(key) for key in expected} == expected
-    assert all(isinstance(value, str) for value in entries.values())
-
-
-@pytest.mark.parametrize("family_name", sorted(FAMILIES))
-def test_every_family_names_its_architecture(family_name: str) -> None:
-    entries = export.build_metadata(config(), facts(family=family_name))
-    assert entries["modelspec.architecture"] == f"{FAMILIES[family_name].architecture}/lora"
-    assert ("modelspec.encoder_layer" in entries) is FAMILIES[family_name].has_clip_skip
-    assert entries["ss_clip_skip"] == ("2" if FAMILIES[family_name].has_clip_skip else "None")
-
-
-def test_captions_are_private_unless_asked_for_and_paths_always() -> None:
-    silent = export.build_metadata(config(), facts())
-    assert "rabbit" not in str(silent) and "someone" not in str(silent)
-    told = export.build_metadata(config(save={"save_captions": True}), facts())
-    assert json.loads(told["ss_tag_frequency"]) == {"ink pictures": {"rabbit": 3}}
-    assert "someone" not in str(told)
-
-
-def test_the_header_holds_metadata_and_the_tensors_hash(
-    family: ModelFamily, components: Components, tmp_path: Path
-) -> None:
-    for key_format, implementation in ((KeyFormat.KOHYA, "Stability-AI"), (KeyFormat.DIFFUSERS, "diffusers")):
-        path = save(components, family, tmp_path / f"{key_format}.safetensors", key_format, SavePrecision.FP16)
-        entries = check_safetensors(path).metadata
-        data = path.read_bytes()
-        digest = hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
-        assert entries["modelspec.hash_sha256"] == f"0x{digest}" and entries["sshs_model_hash"] == digest
-        assert entries["ss_output_name"] == "x" and entries["format"] == "pt"
-        assert implementation in entries["modelspec.implementation"]
-        alphas = {round(value.item(), 6) for key, value in load_file(path).items() if key.endswith(".alpha")}
-        # Exact to fp32 whatever the file's format is: 0.7 in fp16 would be 0.7002.
-        assert alphas == ({ALPHA} if key_format is KeyFormat.KOHYA else set())
-    adapter = json.loads(entries["lora_adapter_metadata"])
-    assert adapter["unet.r"] == adapter["unet.lora_alpha"] == RANK
-    assert adapter["text_encoder.target_modules"] == sorted(family.text_encoder_targets())
-
-
-def test_the_schedule_of_a_loaded_pipeline_is_the_models(family: ModelFamily, components: Components) -> None:
-    schedule = family.schedule(components, ModelConfig())
-    scheduler = family.build_pipeline(components, schedule).scheduler
-    torch.testing.assert_close(scheduler.alphas_cumprod, schedule.alphas_cumprod)
-    assert scheduler.config.prediction_type == schedule.prediction_type

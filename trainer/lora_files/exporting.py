@@ -6,6 +6,7 @@ kohya's and LyCORIS' key names are what ComfyUI, A1111, Forge and most tools rea
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor
 
 from trainer.adapters.layer import AdaptedLayer, adapted_layers
-from trainer.config.choices import KeyFormat, SavePrecision
+from trainer.adapters.table import ADAPTERS
+from trainer.config.choices import AdapterName, KeyFormat, SavePrecision
+from trainer.embeddings import trained_words
 from trainer.families.base import Components, ModelFamily
 from trainer.lora_files.building import build_layer
 from trainer.lora_files.by_diffusers import loaded_by_diffusers
@@ -21,14 +24,21 @@ from trainer.lora_files.file import LoraFile
 from trainer.lora_files.keys import FileFormat
 from trainer.lora_files.layers import Layer, LowRank
 from trainer.lora_files.names import UNET, Place, canonical
-from trainer.lora_files.reading import read_lora
 from trainer.lora_files.programs import DIFFUSERS, loads_in
+from trainer.lora_files.reading import read_lora
 from trainer.lora_files.writing import DTYPES, DamagedExport, as_written, write_lora
 
 ROUNDING_SLACK = 2.0
 """How many times half a unit in the last place a number may be off: the matrices are scaled in fp32 on both sides."""
 LARGEST_DIFFERENCE = 1e-4
 """How far what a file's layer adds may be from what the trained layer adds, as a share of its length; both in fp32."""
+
+
+def written_formats(key_format: KeyFormat, adapter: AdapterName) -> list[KeyFormat]:
+    """The formats of the files that a run writes: of both, diffusers' only where diffusers has a reader for the adapter."""
+    if key_format is not KeyFormat.BOTH:
+        return [key_format]
+    return [KeyFormat.KOHYA] + ([KeyFormat.DIFFUSERS] if DIFFUSERS in ADAPTERS[adapter].loads_in else [])
 
 
 def trained_file(components: Components, family: ModelFamily) -> LoraFile:
@@ -39,7 +49,7 @@ def trained_file(components: Components, family: ModelFamily) -> LoraFile:
         layer = build_layer(place, tensors, {suffix: f"{place.module}.{suffix}" for suffix in tensors}, None)
         assert layer is not None, f"{place} has tensors that make no layer: {sorted(tensors)}"
         layers[place] = layer
-    return LoraFile(family.name, layers)
+    return LoraFile(family.name, layers, embeddings=trained_words(components))
 
 
 def save_lora(
@@ -58,8 +68,13 @@ def save_lora(
     """
     if key_format is KeyFormat.BOTH:
         raise ValueError(f"One file has one key format, not {key_format!r}. Call this once per format.")
-    file = trained_file(components, family)
+    file = _for_format(trained_file(components, family), key_format)
     return write_lora(file, path, FileFormat(key_format.value), precision=precision, metadata=metadata)
+
+
+def _for_format(file: LoraFile, key_format: KeyFormat) -> LoraFile:
+    """Without trained words where the format has no names for them; they have a file of their own."""
+    return dataclasses.replace(file, embeddings={}) if key_format is KeyFormat.DIFFUSERS else file
 
 
 def verify_export(
@@ -71,7 +86,7 @@ def verify_export(
     what they add to the base weight must be what the trained layer adds. Where a file is said to load in diffusers whole,
     diffusers must give the same layers. Raises DamagedExport.
     """
-    trained = trained_file(components, family)
+    trained = _for_format(trained_file(components, family), key_format)
     for place, adapted in _adapted(components):
         _compare_effect(path.name, place, trained.layers[place], adapted)
     expected = as_written(trained, FileFormat(key_format.value))
@@ -81,6 +96,7 @@ def verify_export(
     )
     for place, layer in expected.layers.items():
         _compare(path.name, place, layer, found.layers[place], DTYPES[precision])
+    _compare_words(path.name, expected, found)
     told = loads_in(found)
     if not told[DIFFUSERS]:
         _verify_with_diffusers(path, components, family, expected, DTYPES[precision])
@@ -132,6 +148,14 @@ def _compare(name: str, place: Place, expected: Layer, found: Layer, dtype: torc
         )
     for suffix, tensor in wanted.items():
         _compare_tensor(name, place, tensor.cpu().float(), read[suffix].float().reshape(tensor.shape), dtype)
+
+
+def _compare_words(name: str, expected: LoraFile, found: LoraFile) -> None:
+    """Raises DamagedExport unless the trained words are there bit for bit: they are always stored in fp32."""
+    for word, vectors in {**found.embeddings, **expected.embeddings}.items():
+        wanted, read = expected.embeddings.get(word, {}), found.embeddings.get(word, {})
+        if wanted.keys() != read.keys() or not all(torch.equal(vectors[key], read[key]) for key in wanted):
+            raise DamagedExport(f"{name} was written, but its word {word} reads back with other numbers. Save again.")
 
 
 def _compare_tensor(

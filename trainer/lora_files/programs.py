@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -66,7 +67,8 @@ class Limit:
 class Program:
     """One program. `stems`: what its keys may begin with, for a family; `ends`: what they may end with.
 
-    `reasons`: why keys are left out, the first that fits. `whole_only`: so many keys may be left out before it refuses the
+    `limits` and `judge`: what it finds and applies in another way, by layer and by file. `reasons`: why keys are left out, the
+    first that fits. `whole_only`: so many keys may be left out before it refuses the
     file, None if it never does.
     """
 
@@ -75,6 +77,7 @@ class Program:
     stems: Callable[[str], frozenset[str]]
     ends: tuple[str, ...]
     limits: tuple[Limit, ...] = ()
+    judge: Callable[[LoraFile], str] = lambda file: ""
     reasons: tuple[Reason, ...] = ()
     whole_only: int | None = None
     reads_words: bool = False
@@ -96,11 +99,15 @@ def loads_in(file: LoraFile) -> dict[str, str]:
     return {program.name: _fault(program, file) for program in PROGRAMS.values()}
 
 
-def told_in_words(faults: dict[str, str]) -> str:
-    """One or more sentences: where a file loads, and why not elsewhere."""
+def programs_in_words(faults: dict[str, str]) -> str:
+    """The programs that load a file whole, as a list in words; "nothing whole" if there are none."""
     good = [PROGRAMS[name].label for name, fault in faults.items() if not fault]
-    words = f"{', '.join(good[:-1])} and {good[-1]}" if len(good) > 1 else "".join(good)
-    start = [f"Loads whole in {words}."] if good else []
+    return f"{', '.join(good[:-1])} and {good[-1]}" if len(good) > 1 else (good or ["nothing whole"])[0]
+
+
+def told_in_words(faults: dict[str, str]) -> str:
+    """One or more sentences: where a file loads, and why not elsewhere; an empty text if nothing is known."""
+    start = [f"Loads whole in {programs_in_words(faults)}."] if not all(faults.values()) else []
     return " ".join([*start, *(fault for fault in faults.values() if fault)])
 
 
@@ -118,8 +125,9 @@ def _fault(program: Program, file: LoraFile) -> str:
     for limit in program.limits:
         layers = [place for place, layer in file.layers.items() if limit.holds(layer)]
         if layers:
-            return f"{program.label} does not apply {layers[0].module} and {len(layers) - 1} more as meant: {limit.reason}."
-    return ""
+            more = f" and {len(layers) - 1} more" if len(layers) > 1 else ""
+            return f"{program.label} does not apply {layers[0].module}{more} as meant: {limit.reason}."
+    return program.judge(file)
 
 
 def _as_kohya(file: LoraFile) -> bool:
@@ -224,6 +232,25 @@ def _per_output(layer: Layer) -> bool:
     return bool(magnitude.shape[0] == shape[0] and magnitude.shape[0] > 1)
 
 
+def _diffusers_alphas(file: LoraFile) -> str:
+    """diffusers gives kohya's attention layers the alpha that most layers of their part have, whatever their own is."""
+    if not _as_kohya(file):
+        beside = next((key for key in file.shapes if key.endswith(".alpha")), "")
+        return beside and f"diffusers refuses the file for {beside}: it takes no alpha with its own names."
+    wrong = []
+    for part in dict.fromkeys(place.part for place in file.layers):
+        alphas = {module: layer.alpha for module, layer in file.part(part).items()}
+        counted = Counter(alphas.values())
+        usual = counted.most_common(1)[0][0]
+        wrong += [module for module, alpha in alphas.items() if alpha != usual and (part != "unet" or ".to_" in module)]
+    if not wrong:
+        return ""
+    return (
+        f"diffusers gives {len(wrong)} layers, {wrong[0]} first, another strength than they have: it takes one alpha for all "
+        "attention layers of kohya's files. Use the file with diffusers' names there."
+    )
+
+
 PROGRAMS: dict[str, Program] = {
     program.name: program
     for program in (
@@ -293,6 +320,7 @@ PROGRAMS: dict[str, Program] = {
                 ".lora_magnitude_vector.weight",
                 ".alpha",
             ),
+            judge=_diffusers_alphas,
             reasons=(
                 (re.compile(r"\.dora_scale$"), "it drops DoRA's lengths, so that the rest does not fit"),
                 (re.compile(r"\.(hada|lokr)_|\.oft_blocks$"), "it has no reader for LoHa, LoKr, OFT and BOFT"),

@@ -21,13 +21,14 @@ from trainer.lora_files.file import LoraFile
 from trainer.lora_files.keys import FileFormat, write_key
 from trainer.lora_files.layers import Decomposed, Layer, LowRank
 from trainer.lora_files.names import Place
+from trainer.lora_files.programs import loads_in, told_in_words
 from trainer.metadata import IMPLEMENTATIONS, refuse_secret_entries
 
 DTYPES = {SavePrecision.FP16: torch.float16, SavePrecision.BF16: torch.bfloat16, SavePrecision.FP32: torch.float32}
 LENGTH_BYTES = 8
 """A .safetensors file starts with the length of its header in this many bytes (little-endian)."""
-HASH_ENTRIES = ("modelspec.hash_sha256", "sshs_model_hash")
-"""Entries with the hash of the tensors, which every writer sets anew."""
+LOADS_ENTRY = "safelight_loads_in"
+"""Entry with a sentence or more on which programs load the file."""
 
 
 class DamagedExport(UnusableModel):
@@ -48,9 +49,9 @@ def write_lora(
 ) -> int:
     """Writes a LoRA file in one step (a reader sees the old file or the whole new one); returns its bytes.
 
-    `precision` None keeps each tensor's own; `metadata` None takes the file's. Hashes, formats and peft's settings are set
-    anew. Raises Unwritable where the format has no keys for a layer, DamagedExport for NaN or Inf, also such as the
-    precision would make, and RefusedConfig for metadata with a token in it.
+    `precision` None keeps each tensor's own; `metadata` None takes the file's. Hashes, formats, peft's settings and which
+    programs load it are set anew. Raises Unwritable where the format has no keys for a layer, DamagedExport for NaN or Inf,
+    also such as the precision would make, and RefusedConfig for metadata with a token in it.
     """
     from safetensors.torch import save
 
@@ -68,6 +69,8 @@ def write_lora(
     entries.pop(peft_metadata.ENTRY, None)
     if file_format is FileFormat.DIFFUSERS:
         entries[peft_metadata.ENTRY] = json.dumps(peft_entries(written), sort_keys=True)
+    shapes = {key: tuple(one.shape) for key, one in tensors.items()}
+    entries[LOADS_ENTRY] = told_in_words(loads_in(dataclasses.replace(written, shapes=shapes)))
     digest = tensor_hash(save(tensors))
     entries |= {"format": "pt", "modelspec.implementation": _implementation(file_format)}
     entries |= {"modelspec.hash_sha256": f"0x{digest}", "sshs_model_hash": digest}
@@ -173,9 +176,10 @@ def _stored_alpha(layer: Layer) -> float | None:
 
 
 def _stored(key: str, value: Tensor, precision: SavePrecision | None) -> Tensor:
-    # An alpha of 0.7 rounded to fp16 would scale its whole layer wrongly; one fp32 number costs nothing.
+    # An alpha of 0.7 rounded to fp16 would scale its whole layer wrongly; one fp32 number costs nothing, and few do a word's.
+    exact = key.endswith(f".{keys.ALPHA}") or key.startswith(keys.EMBEDDING_PREFIX)
     dtype = value.dtype if precision is None else DTYPES[precision]
-    return value.to("cpu", torch.float32 if key.endswith(f".{keys.ALPHA}") else dtype).contiguous()
+    return value.to("cpu", torch.float32 if exact else dtype).contiguous()
 
 
 def _implementation(file_format: FileFormat) -> str:
