@@ -196,7 +196,7 @@ class Kronecker:
         second = _either(self.w2, self.w2_a, self.w2_b, self.t2)
         scale = 1.0 if self.rank is None else self.alpha_stored / self.rank
         first = first.reshape(*first.shape, *[1] * (second.ndim - first.ndim))
-        return _shaped((scale * torch.kron(first, second)).reshape(self.shape), weight)
+        return _shaped((scale * torch.kron(first.contiguous(), second.contiguous())).reshape(self.shape), weight)
 
     def tensors(self) -> dict[str, Tensor]:
         """lokr_w1 or lokr_w1_a and lokr_w1_b, and so on."""

@@ -206,7 +206,8 @@ def _diffusers_stems(family: str) -> frozenset[str]:
     for name, original in unet_modules(layout).items():
         if "norm" in name.rsplit(".", 1)[-1]:
             continue  # peft puts no LoRA on norms
-        stems += [f"unet.{name}", f"lora_unet_{name.replace('.', '_')}"]
+        # Of kohya's names it renames those of SDXL's sizes in the original numbering only.
+        stems += [f"unet.{name}"] + ([] if "add_embedding" in name else [f"lora_unet_{name.replace('.', '_')}"])
         if ".to_" in name:
             processor = name.replace(".to_", ".processor.to_")
             stems += [f"unet.{processor}", f"unet.{processor.removesuffix('.0')}"]
