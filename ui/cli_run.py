@@ -26,6 +26,7 @@ from trainer.words import duration
 from trainer.workspace import Workspace
 from ui.rates import rates_line
 from ui.signals import ending_signals
+from ui.views import best_text, plan_text
 
 SAVE_SECONDS = 19.0
 """For the running step and its saving after a signal; the rest of the promised twenty seconds is for closing down."""
@@ -177,12 +178,17 @@ class Follower:
             self._say_error(progress.message)
             return progress, 1 if progress.error_id else 2  # without an id it is something that the user can mend
         if progress.state in (RunState.STOPPED, RunState.PAUSED) and not self.as_json:
+            print(progress.reason, end=" " if progress.reason else "")
             print(f"Stopped at step {progress.step} of {progress.total_steps}; `resume {self.run_id}` lets it go on.")
+        if not self.as_json and progress.state is RunState.FINISHED and (plan := plan_text(progress)):
+            print(plan)
         if not self.as_json and progress.loras:
             folder = RunFolder.find(self.jobs.workspace, self.run_id).path
             for lora in progress.loras:
                 if lora.step == progress.step:
                     print("\n  ".join([f"LoRA: {folder / lora.path}", told_in_words(lora.loads_in)]).rstrip())
+            if advice := best_text(progress):
+                print(advice)
         return progress, 1 if progress.state is RunState.INTERRUPTED else 0
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

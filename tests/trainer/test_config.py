@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from security.errors import SafelightError
@@ -16,6 +18,7 @@ from trainer.config.files import (
     parse_config,
     parse_text,
 )
+from trainer.config.migrate import MOVED
 from trainer.config.schema import TrainConfig
 
 SETTINGS = {setting.name: setting for setting in iter_settings()}
@@ -146,3 +149,20 @@ def test_typed_text_becomes_the_settings_type() -> None:
     assert parse_text(SETTINGS["optimizer.learning_rate"], "1e-4") == 1e-4
     assert parse_text(SETTINGS["sample.prompts"], " a \n\n b ") == ["a", "b"]
     assert parse_text(SETTINGS["training.gradient_checkpointing"], "Off") is False
+
+
+def test_settings_of_older_files_are_read_under_their_new_names(tmp_path: Path) -> None:
+    path = tmp_path / "old.toml"
+    path.write_text('name = "x"\n[loss]\nnoise_offset = 0.05\nmin_snr_gamma = 5.0\n', encoding="utf-8")
+    config = load_config(path)
+    assert (config.noise.offset, config.loss.min_snr_gamma) == (0.05, 5.0)
+    path.write_text("[loss]\nnoise_offset = 0.05\n[noise]\noffset = 0.1\n", encoding="utf-8")
+    assert load_config(path).noise.offset == 0.1
+    path.write_text("loss = 3\n", encoding="utf-8")
+    with pytest.raises(ConfigError):
+        load_config(path)
+
+
+def test_moved_settings_are_gone_from_their_old_places_and_there_in_the_new() -> None:
+    names = {setting.name for setting in iter_settings()}
+    assert not set(MOVED) & names and set(MOVED.values()) <= names

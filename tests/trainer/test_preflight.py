@@ -33,7 +33,7 @@ from trainer.preflight.estimates import (
     seconds_for_area,
     time_band,
 )
-from trainer.runs import RunState
+from trainer.runs import RunFolder, RunState
 from trainer.workspace import Workspace
 
 
@@ -169,7 +169,8 @@ def test_the_dry_run_estimates_and_the_run_is_judged_by_it(base: Path, pictures:
     assert 0.7 < progress.measured.disk_bytes / estimate.disk_bytes < 1.5
     other = jobs.submit(make_config(base, pictures, training={"max_train_steps": 1}))
     assert jobs.wait(120)
-    assert jobs.progress(other).planned is None, "other settings were never checked"
+    unchecked = jobs.progress(other).planned
+    assert unchecked is not None and run in unchecked.source, "other settings were never checked, but this run is alike"
 
 
 def test_every_batch_of_an_epoch_is_in_the_estimate(base: Path, pictures: Path, workspace: Workspace) -> None:
@@ -301,3 +302,20 @@ def test_a_report_is_plain_values(base: Path, pictures: Path, workspace: Workspa
     values = report_values(quick(workspace, make_config(base, pictures)))
     assert values["ok"] is True and values["estimate"] is None
     assert {"check", "level", "text", "setting"} == set(values["findings"][0])
+
+
+def test_a_run_that_was_never_checked_is_planned_by_one_that_was_like_it(
+    base: Path, pictures: Path, workspace: Workspace
+) -> None:
+    jobs = Jobs(workspace)
+    first = jobs.submit(make_config(base, pictures, training={"max_train_steps": 4}))
+    assert jobs.wait(120)
+    longer = make_config(base, pictures, training={"max_train_steps": 400})
+    before = jobs.progress(first)
+    planned = jobs.planned(longer)
+    assert planned is not None and first in planned.source and before.seconds_per_step is not None
+    assert planned.seconds == pytest.approx(400 * before.seconds_per_step, rel=0.5)
+    assert planned.memory_bytes == before.measured.memory_bytes  # type: ignore[union-attr]
+    assert jobs.planned(make_config(base, pictures, training={"batch_size": 1})) is None, "another batch, another time"
+    RunFolder.find(workspace, first).config_path.write_text("broken = [", encoding="utf-8")
+    assert jobs.planned(longer) is None, "what can't be read any more is passed over"

@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from security.configs import read_toml
 from security.errors import SafelightError
 from security.redaction import refuse_secrets
+from trainer.config.migrate import migrated
 from trainer.config.schema import Section, TrainConfig
 
 MAX_CONFIG_BYTES = 1_000_000
@@ -176,9 +177,24 @@ def _did_you_mean(name: str) -> str:
     return f" Did you mean {near[0]}?" if near else " See `python launch.py train --help` for all of them."
 
 
+def value_fault(name: str, value: Any) -> str:
+    """What is wrong with one value for the setting `name` alone, in words; empty if nothing is."""
+    section, _, field = name.rpartition(".")
+    model: Any = TrainConfig.model_fields[section].annotation if section else TrainConfig
+    try:
+        model.__pydantic_validator__.validate_assignment(model.model_construct(), field, value)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        if detail["type"] == "value_error":  # a check between settings: one value alone can't break it
+            return ""
+        located = {**detail, "loc": ((section,) if section else ()) + tuple(detail["loc"])}
+        return _faults(located)[0].message
+    return ""
+
+
 def load_values(path: Path) -> dict[str, Any]:
     """The plain values of a TOML file. Raises RefusedConfig when it is not readable TOML of a sane size."""
-    return read_toml(path, max_bytes=MAX_CONFIG_BYTES)
+    return migrated(read_toml(path, max_bytes=MAX_CONFIG_BYTES))
 
 
 def load_config(path: Path) -> TrainConfig:

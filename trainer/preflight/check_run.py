@@ -19,10 +19,10 @@ from trainer import events
 from trainer.config.files import dump_config
 from trainer.config.schema import TrainConfig
 from trainer.inputs import Inputs, confine_run
-from trainer.jobs import TRAINER_THREAD, Control, error_message, load_trainer
+from trainer.jobs import TRAINER_THREAD, Control, error_message, judged_runs, load_trainer
 from trainer.preflight.checks import Finding, Level, Subject, disk_finding, find_all
 from trainer.preflight.estimates import Estimate, keep_estimate, num_due, seconds_for_area, time_band
-from trainer.runs import Progress, RunFolder, RunState
+from trainer.runs import Progress, RunFolder
 from trainer.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -217,17 +217,12 @@ def make_estimate(
         "samples": draws * found.sample_bytes,
     }
     memory_total = found.memory_total or psutil.virtual_memory().total
-    judged = [
-        (run.planned.seconds, run.elapsed_seconds)
-        for run in past
-        if run.planned is not None and run.measured is not None and run.state is RunState.FINISHED
-    ]
     return Estimate(
         steps=steps,
         images=len(plan.placed),
         epochs=plan.epochs,
         seconds=sum(time_parts.values()),
-        band=time_band(judged),
+        band=time_band(judged_runs(past)),
         memory_bytes=found.memory_bytes,
         memory_total=memory_total,
         disk_bytes=sum(disk_parts.values()),

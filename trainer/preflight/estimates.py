@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from security.configs import read_json
 from security.errors import SafelightError
@@ -30,6 +31,25 @@ RUNS_NEEDED = 3
 RUNS_JUDGED = 20
 """The newest runs that the band is made of."""
 MAX_KEPT_BYTES = 1_000_000
+ALIKE = (
+    *("model.base", "model.precision", "dataset.resolution", "dataset.more_resolutions"),
+    *("training.batch_size", "training.gradient_accumulation_steps", "training.gradient_checkpointing"),
+    *("training.device", "lora.adapter", "lora.targets", "lora.train_text_encoder", "optimizer.name"),
+)
+"""Settings that say how long a step takes and how much memory it needs."""
+
+
+class EarlierRun(Protocol):
+    """What is looked at of an earlier run; trainer.runs.Progress is one."""
+
+    @property
+    def seconds_per_step(self) -> float | None: ...
+    @property
+    def elapsed_seconds(self) -> float: ...
+    @property
+    def step(self) -> int: ...
+    @property
+    def measured(self) -> events.Measured | None: ...
 
 
 @dataclass(frozen=True)
@@ -87,6 +107,28 @@ def kept_estimate(workspace: Workspace, config: TrainConfig) -> Estimate | None:
         return Estimate(**read_json(path, max_bytes=MAX_KEPT_BYTES))
     except (SafelightError, TypeError):
         return None  # of an older version, or damaged: a check makes it anew
+
+
+def is_alike(config: TrainConfig, other: TrainConfig) -> bool:
+    """Whether steps of two runs take about as long and as much memory."""
+    return all(_part_of(config, name) == _part_of(other, name) for name in ALIKE)
+
+
+def _part_of(config: TrainConfig, name: str) -> object:
+    section, _, field_name = name.partition(".")
+    return getattr(getattr(config, section), field_name)
+
+
+def plan_by_earlier(steps: int, name: str, before: EarlierRun, band: float) -> events.Planned | None:
+    """What a run of `steps` will need by one that was like it, called `name`; None if that one says too little.
+
+    What did not come with the steps (loading, mostly) is taken as it was.
+    """
+    if before.seconds_per_step is None or before.measured is None or not before.step:
+        return None
+    besides = max(0.0, before.elapsed_seconds - before.seconds_per_step * before.step)
+    seconds = besides + before.seconds_per_step * steps
+    return events.Planned(seconds, band, before.measured.memory_bytes, 0, f"the run {name}, which was like it")
 
 
 def time_band(past: Iterable[tuple[float, float]]) -> float:

@@ -15,6 +15,8 @@ from trainer.config.inactive import inactive_settings
 from trainer.config.schema import Section, TrainConfig
 from trainer.dataset.scan import list_datasets
 from trainer.lora_files.shelf import list_loras
+from trainer.preflight.estimates import is_alike
+from trainer.rebuild import check_rebuild, read_recipe, rebuild_config
 from trainer.runs import Progress, RunFolder
 from ui.checks import CheckDesk
 from ui.form import LIBRARY_SETTINGS, SETTINGS, ConfigForm, flat, words_of
@@ -22,6 +24,7 @@ from ui.messages import shown_to_the_user
 from ui.rates import rates_view
 from ui.recipes import LOOKS, OWN_LENGTH, DatasetSizes, changes, follow, no_pictures, plan_line, recipe, steps_for
 from ui.services import Services
+from ui.views import rebuild_told
 from ui.widgets import drawn_view
 
 FIRST_BASE = "demo"
@@ -75,7 +78,7 @@ class TrainTab:
             self.start = gr.Button("Start training", variant="primary", elem_id="start-training", scale=2)
             self.check = gr.Button("Check before training", elem_id="check-run")
             self.export = gr.Button("Export as TOML", elem_id="export-config")
-            self.load = gr.UploadButton("Import TOML", file_types=[".toml"], elem_id="import-config")
+            self.load = gr.UploadButton("Import", file_types=[".toml", ".json"], elem_id="import-config")
         self.checks = drawn_view("check", functions=self.desk.functions())
         for field, value in zip(form.outputs, form.show_some(self._first_values()), strict=True):
             field.value = value
@@ -114,7 +117,7 @@ class TrainTab:
         self.tools.reset(self.reset, base, form.outputs, **quiet).then(self.look, watched, told, **quiet)
         self.export.click(self.export_text, watched, self.tools, validator=form.faults, api_visibility="private")
         self.check.click(self.check_run, watched, self.checks, validator=form.faults, api_visibility="private")
-        self.load.upload(self.import_file, self.load, form.outputs, api_visibility="private").then(
+        self.load.upload(self.import_file, self.load, [*form.outputs, self.tools], api_visibility="private").then(
             self.look, watched, told, **quiet
         )
 
@@ -156,17 +159,15 @@ class TrainTab:
         return {"text": plan_line(config, size, self._seconds_per_step(config)), "tone": "good"}
 
     def _seconds_per_step(self, config: TrainConfig) -> float | None:
-        """The speed of the newest run with the same model, size and batch."""
+        """The speed of the newest run that was like it."""
         for run in self.services.jobs.runs()[:5]:
             if run.seconds_per_step is None:
                 continue
-            other = self._config_of(run)
-            if (other.model.base, other.dataset.resolution, other.training.batch_size) == (
-                config.model.base,
-                config.dataset.resolution,
-                config.training.batch_size,
-            ):
-                return run.seconds_per_step
+            try:
+                if is_alike(config, self._config_of(run)):
+                    return run.seconds_per_step
+            except SafelightError:
+                continue  # deleted just now, or of a version whose settings can't be read any more
         return None
 
     def _config_of(self, run: Progress) -> TrainConfig:
@@ -219,9 +220,18 @@ class TrainTab:
             }
 
     def import_file(self, path: str) -> list[Any]:
-        """The form filled from a TOML file."""
+        """The form filled from a TOML file or the file that rebuilds a run; the latter with what is other here."""
         with shown_to_the_user():
-            return self.form.show(load_config(Path(path)))
+            if Path(path).suffix.lower() == ".json":
+                return self._import_rebuild(Path(path))
+            return [*self.form.show(load_config(Path(path))), gr.skip()]
+
+    def _import_rebuild(self, path: Path) -> list[Any]:
+        recipe = read_recipe(path)
+        config = rebuild_config(recipe)
+        self.services.refuse_paths(config)
+        checked = check_rebuild(self.services.workspace, recipe, config)
+        return [*self.form.show(config), {"imported": rebuild_told(checked)}]
 
     def fill_from_run(self, run_id: str) -> list[Any]:
         """The form with the settings of a run."""

@@ -1,0 +1,23 @@
+"""Settings of files that an older version wrote: what was renamed is read under its new name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+MOVED = {"loss.noise_offset": "noise.offset"}
+"""Old name -> new name, as `section.field`."""
+
+
+def migrated(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a file with renamed settings in their new place; one that has both names keeps the new one's value."""
+    result = {name: dict(value) if isinstance(value, dict) else value for name, value in values.items()}
+    for old, new in MOVED.items():
+        (section, field), (new_section, new_field) = old.split("."), new.split(".")
+        held = result.get(section)
+        if not isinstance(held, dict) or field not in held:
+            continue
+        value = held.pop(field)
+        target = result.setdefault(new_section, {})
+        if isinstance(target, dict):
+            target.setdefault(new_field, value)
+    return result
