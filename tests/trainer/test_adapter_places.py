@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def every_layer(module: nn.Module) -> set[str]:
 
 def test_presets_contain_each_other_and_all_is_every_layer(family: ModelFamily, base: Components) -> None:
     chosen = [set(plans(family, base, targets=target)["unet"]) for target in LoraTargets]
-    for smaller, larger in zip(chosen, chosen[1:], strict=False):
+    for smaller, larger in itertools.pairwise(chosen):
         assert smaller < larger
     assert chosen[-1] == every_layer(base.denoiser)
     assert all("attn2" in name for name in chosen[0])

@@ -14,15 +14,19 @@ from trainer.config.choices import AdapterInit, AdapterName
 if TYPE_CHECKING:
     from trainer.adapters.layer import Adapter, AdapterOptions, BaseLayer
 
-TOOLS = ("comfyui", "a1111", "diffusers")
-"""What a LoRA file may be loaded with; Forge reads what ComfyUI reads."""
+TOOLS = ("comfyui", "a1111", "forge", "diffusers")
+"""What a LoRA file may be loaded with; lora_files/programs.py has their rules and judges each file by them."""
 
-_LOW_RANK = frozenset({"rank", "alpha", "rs_lora", "init", "dropout", "rank_dropout", "conv_alpha", "lora_plus_ratio"})
-_PRODUCT = frozenset({"rank", "alpha", "rs_lora", "dropout", "rank_dropout", "conv_alpha"})
-_ROTATION = frozenset({"block_size", "rank_dropout"})
+_PRODUCT = frozenset({"rank", "alpha", "rs_lora", "dropout", "conv_alpha"})
+_LOW_RANK = _PRODUCT | {"lora_plus_ratio"}
+_ROTATION = frozenset({"block_size"})
 _ONLY_KOHYA = (
     "diffusers has no reader for this adapter; use ComfyUI, Forge or A1111, or merge the file into a checkpoint"
 )
+
+
+_NOT_FORGE = "Forge has no reader for this adapter; use ComfyUI or A1111, or merge the file into a checkpoint"
+_NOT_DIFFUSERS = "diffusers has no reader for this adapter; use ComfyUI or A1111, or merge the file into a checkpoint"
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ ADAPTERS: dict[AdapterName, AdapterRow] = {
         "trainer.adapters.rotations.OftAdapter",
         _ROTATION,
         cost="Two times a LoRA: the rotations are made anew in each step.",
-        not_read_by=(("diffusers", _ONLY_KOHYA),),
+        not_read_by=(("forge", _NOT_FORGE), ("diffusers", _NOT_DIFFUSERS)),
     ),
     AdapterName.BOFT: AdapterRow(
         "BOFT",
@@ -107,7 +111,7 @@ ADAPTERS: dict[AdapterName, AdapterRow] = {
         "trainer.adapters.rotations.BoftAdapter",
         _ROTATION,
         cost="Three to five times a LoRA: each output passes through many rotations.",
-        not_read_by=(("diffusers", _ONLY_KOHYA),),
+        not_read_by=(("forge", _NOT_FORGE), ("diffusers", _NOT_DIFFUSERS)),
     ),
 }
 
