@@ -26,8 +26,9 @@ from trainer.dataset.complaints import picture_complaints
 from trainer.dataset.manifest import changes_since, manifest_hash, run_manifest
 from trainer.dataset.placing import place_alone, place_pictures
 from trainer.dataset.scan import Picture, scan_folder
-from trainer.dataset.sources import Source
+from trainer.dataset.sources import Role, Source
 from trainer.device import choose_device, choose_dtype
+from trainer.embeddings import add_word, embedding_groups, refuse_unused
 from trainer.encoded import Prompts, encode_masks, encode_pictures
 from trainer.events import Event
 from trainer.families import get_family
@@ -141,12 +142,17 @@ def prepare(
         progress=preparation.counting("Comparing pictures"),
     )
 
+    _refuse_unused_word(config, scanned)
+
     preparation.phase("Loading the base model")
     device = choose_device(config.training.device)
     dtype = choose_dtype(config.model.precision, device)
     family = get_family(inputs.model.family)
     components = family.load(inputs.model, device, dtype)
     merge_loras(components, family.name, inputs.merge_first)
+    if config.embedding.word:
+        for warning in add_word(components, config.embedding):
+            emit(events.Warned(warning))
     noise_schedule = family.schedule(components, config.model)
 
     step = family.bucket_step(components)
@@ -164,7 +170,10 @@ def prepare(
     adapted = adapt(config, family, components)
     if config.training.gradient_checkpointing:
         components.denoiser.enable_gradient_checkpointing()
-    optimizer = build_optimizer(config.optimizer, adapted.groups)
+    word_parts = {name: part for name, part in components.modules().items() if name.startswith("text_encoder")}
+    learning = adapted.parts | (word_parts if config.embedding.word else {})
+    groups = [*adapted.groups, *embedding_groups(components, config.embedding)]
+    optimizer = build_optimizer(config.optimizer, groups)
     run = Run(
         config=config,
         folder=folder,
@@ -179,7 +188,7 @@ def prepare(
         dataset_sha256=manifest_hash(manifest),
         plan=BatchPlan(sets[0].placed, config.training.batch_size, config.training.seed),
         prompts=prompts,
-        adapted=adapted.parts,
+        adapted=learning,
         parameters=[parameter for group in optimizer.param_groups for parameter in group["params"]],
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(device.type, enabled=dtype is torch.float16),
@@ -219,6 +228,17 @@ def _refuse_leaks(training: list[Picture], held_out: list[Picture]) -> None:
         )
 
 
+def _trained(scanned: list[tuple[Source, list[Picture]]]) -> list[tuple[Source, list[Picture]]]:
+    return [(source, pictures) for source, pictures in scanned if source.role is Role.TRAINING]
+
+
+def _refuse_unused_word(config: TrainConfig, scanned: list[tuple[Source, list[Picture]]]) -> None:
+    dataset = config.dataset
+    if config.embedding.word:
+        captions = [picture.prepared for _, pictures in _trained(scanned) for picture in pictures]
+        refuse_unused(config.embedding.word, [dataset.caption_prefix, dataset.caption_suffix, *captions])
+
+
 def _refuse_odd_sample_size(config: TrainConfig, step: int) -> None:
     for name, side in (("width", config.sample.width), ("height", config.sample.height)):
         if config.sample.prompts and side % step:
@@ -253,7 +273,7 @@ def _encode(
         family=family,
         components=components,
         config=config,
-        live=config.lora.train_text_encoder,
+        live=config.lora.train_text_encoder or bool(config.embedding.word),
         cache=TensorCache(workspace.text_cache_dir),
     )
     wanted_prompts = {one.picture.caption for pictures in sets for one in pictures.placed}
@@ -279,7 +299,8 @@ def _warn_about_captions(
     long = [
         one.picture.path.name
         for one in pictures.placed
-        if family.count_tokens(components, longest_caption(one.picture.prepared, config.dataset)) > limit
+        if one.is_first
+        and family.count_tokens(components, longest_caption(one.picture.prepared, config.dataset)) > limit
     ]
     if long:
         emit(

@@ -66,6 +66,10 @@ def _config(options: argparse.Namespace, name: str) -> TrainConfig:
 
 
 def _values(plan: DatasetPlan) -> dict[str, object]:
+    looks: dict[str, float] = {}
+    for one in plan.placed:
+        if one.source == 0:
+            looks[one.picture.name] = looks.get(one.picture.name, 0.0) + float(one.looks)
     return {
         "step": plan.step,
         "steps_per_epoch": plan.steps_per_epoch,
@@ -86,12 +90,13 @@ def _values(plan: DatasetPlan) -> dict[str, object]:
             }
             for row in plan.sources
         ],
+        "held_out": [one.picture.name for one in plan.held_out],
         "pictures": {
             one.picture.name: {
                 "size": list(one.placement.bucket),
                 "crop": [round(share, 6) for share in one.placement.frame],
                 "enlargement": round(one.placement.enlargement, 4),
-                "looks": float(one.looks),
+                "looks": looks[one.picture.name],
                 "mask": one.picture.mask is not None,
             }
             for one in plan.of_source().values()
@@ -108,7 +113,9 @@ def _tell(plan: DatasetPlan, config: TrainConfig) -> None:
     for source in plan.sources:
         for name, reason in source.skipped:
             print(f"left out: {source.source.name}/{name}: {reason}")
-    small = [one.placement.enlargement for one in plan.placed if one.placement.enlargement > 1]
+    if plan.held_out:
+        print(f"held out, only measured: {', '.join(one.picture.name for one in plan.held_out)}")
+    small = [one.placement.enlargement for one in plan.resting if one.placement.enlargement > 1]
     if small:
         print(
             f"{len(small)} pictures are smaller than the size they are trained at, enlarged up to {max(small):.2f} times"

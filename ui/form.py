@@ -36,6 +36,11 @@ LABELS = {
     "save.every_n_steps": "Save every … steps",
     "save.precision": "Precision of the file",
     "model.precision": "Precision of the base",
+    "embedding.word": "Word to learn",
+    "embedding.num_vectors": "Tokens of the word",
+    "embedding.init_words": "The word begins as",
+    "embedding.learning_rate": "Learning rate of the word",
+    "embedding.stop_step": "The word stops at step",
     "optimizer.name": "Optimizer",
 }
 """Names of settings where the field's own name is not what a person would say."""

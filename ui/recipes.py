@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from security.errors import SafelightError
+from trainer.config.files import parse_config
 from trainer.config.schema import WEIGHTED_DATASET, TrainConfig, weighted_dataset
+from trainer.dataset.plan import plan_dataset
 from trainer.dataset.scan import find_dataset, picture_paths, repeats_of
 from trainer.dataset.settings import load_settings
 from trainer.demo import demo_config
 from trainer.models.library import ModelInfo
 from trainer.words import duration
 from trainer.workspace import Workspace
-from ui.form import SETTINGS, flat, label
+from ui.form import SETTINGS, flat, label, nested
 
 RESOLUTIONS = {"sdxl": 1024}
 """Side in pixels that a family was trained at, where it is not the schema's default."""
@@ -71,12 +73,13 @@ def _words(value: Any) -> str:
 class Size:
     """Pictures that a run learns from, and samples of an epoch: pictures times repeats and weights.
 
-    `prior`: samples of regularisation pictures that come with them.
+    `prior`: samples of regularisation pictures that come with them. `held_out`: pictures that only measure the loss.
     """
 
     pictures: int
     samples: float
     prior: float = 0.0
+    held_out: int = 0
 
 
 class DatasetSizes:
@@ -104,13 +107,38 @@ class DatasetSizes:
         return size
 
     def of(self, values: Mapping[str, Any]) -> Size:
-        """As `size`, for settings as `section.field` -> plain value."""
-        return self.size(
+        """As `size`, for settings as `section.field` -> plain value. Raises ConfigError for faulty ones that matter."""
+        if values["dataset.more_resolutions"] or values["validation.split"]:
+            return self._planned(values)  # which pictures are large enough or held out is more than counting
+        size = self.size(
             values["dataset.folder"],
             values["dataset.repeats"] or 1,
             values["dataset.more"],
             values["dataset.regularisation"],
         )
+        folder = values["validation.folder"]
+        return replace(size, held_out=len(picture_paths(find_dataset(self._workspace, folder)))) if folder else size
+
+    def _planned(self, values: Mapping[str, Any]) -> Size:
+        """By the plan that the run itself makes."""
+        key = tuple(str(values[name]) for name in _PLAN_SETTINGS)
+        if key == self._known[0] and time.monotonic() - self._known[1] < COUNT_SECONDS:
+            return self._known[2]
+        config = parse_config(nested({name: values[name] for name in _PLAN_SETTINGS}))
+        plan = plan_dataset(self._workspace, config, max_new_looks=0)
+        learned = [one for one in plan.placed if not one.is_prior]
+        prior = float(sum(one.looks for one in plan.placed if one.is_prior))
+        pictures = sum(one.is_first for one in learned)
+        size = Size(pictures, float(sum(one.looks for one in learned)), prior, held_out=len(plan.held_out))
+        self._known = (key, time.monotonic(), size)
+        return size
+
+
+_PLAN_SETTINGS = tuple(
+    name
+    for name, one in SETTINGS.items()
+    if one.section in ("dataset", "validation") or name in ("model.base", "training.seed")
+)
 
 
 def _count(folder: Path, repeats: int) -> Size:
@@ -139,6 +167,8 @@ def plan_line(config: TrainConfig, size: Size, seconds_per_step: float | None) -
     seen = f"x {repeats:g} repeat{'' if repeats == 1 else 's'}" if repeats % 1 == 0 else f"seen {size.samples:g} times"
     prior = f" and {size.prior:g} looks at regularisation pictures" if size.prior else ""
     epochs = training.max_train_steps / per_epoch
+    if size.held_out:
+        prior += f" ({size.held_out} more held out to measure the loss)"
     line = (
         f"{size.pictures} pictures {seen}{prior}, {batch} = {per_epoch:.3g} steps per epoch; "
         f"{training.max_train_steps} steps = {epochs:.3g} epochs"

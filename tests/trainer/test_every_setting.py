@@ -48,6 +48,8 @@ CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
     "dataset.more": ({}, ["0.5 SET2"]),
     "dataset.regularisation": ({}, ["SET2"]),
     "dataset.resolution": ({}, 96),
+    "dataset.more_resolutions": ({}, [96]),
+    "dataset.random_crops": ({}, 2),
     "dataset.aspect_buckets": ({"dataset.resolution": 128}, False),
     "dataset.max_aspect_ratio": ({"dataset.resolution": 128}, 1.0),
     "dataset.min_bucket_pictures": ({"dataset.resolution": 128}, 2),
@@ -210,7 +212,7 @@ def base_values(places: dict[str, str]) -> dict[str, Any]:
 def filled(value: Any, places: dict[str, str]) -> Any:
     """A value with the names of places replaced by their paths."""
     if isinstance(value, list):
-        return [" ".join(places.get(word, word) for word in line.split(" ")) for line in value]
+        return [" ".join(places.get(word, word) for word in str(line).split(" ")) for line in value]
     return places.get(value, value) if isinstance(value, str) else value
 
 

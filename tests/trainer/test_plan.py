@@ -93,6 +93,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "weighted": {"more": ["0.4 MORE"]},
     "regularised": {"more": ["1.5 MORE"], "regularisation": ["PRIOR"]},
     "split": {"more": ["1.5 MORE"], "split": 0.4},
+    "sizes": {"more_resolutions": [64, 96], "regularisation": ["PRIOR"]},
+    "sizes and crops": {"more_resolutions": [64], "random_crops": 3, "aspect_buckets": False, "more": ["0.5 MORE"]},
 }
 
 

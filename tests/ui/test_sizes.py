@@ -11,10 +11,12 @@ from security.errors import SafelightError
 from tests.tiny import tiny_dataset
 from trainer.config.files import parse_config
 from trainer.config.schema import TrainConfig
+from trainer.dataset.batches import BatchPlan
 from trainer.dataset.plan import plan_dataset
 from trainer.dataset.settings import Mark
 from trainer.dataset.studio import Dataset
-from ui.form import flat
+from ui.form import flat, nested
+from ui.recipes import DatasetSizes
 from ui.services import Services
 from ui.studio.sizes import SIZES_PANEL
 
@@ -64,6 +66,21 @@ def test_the_panel_tells_the_plan_of_the_form(ask: Ask, services: Services, data
     (dataset.path / "broken.png").write_bytes(b"no picture")
     told = ask("sizes_plan", training=FORM)
     assert told["num_skipped"] == 1 and told["skipped"][0][0] == "broken.png"
+
+
+def test_further_sizes_and_crops_are_told_as_the_run_makes_them(ask: Ask, services: Services, dataset: Dataset) -> None:
+    values = {**FORM, "dataset.more_resolutions": ["80"], "dataset.random_crops": 2, "dataset.aspect_buckets": False}
+    told = ask("sizes_plan", training={**values, "dataset.resolution": 100})
+    config = parse_config(nested({**values, "dataset.resolution": 100, "dataset.folder": "mine"}))
+    plan = plan_dataset(services.workspace, config)
+    assert told["steps_per_epoch"] == plan.steps_per_epoch == BatchPlan(plan.placed, 2, 42).batches_per_epoch
+    assert told["more_resolutions"] == [{"resolution": 80, "pictures": 4}]  # the wide one is too small for it
+    assert [(row["pictures"], len(row["names"]), row["looks"]) for row in told["buckets"]] == [(5, 5, 9), (4, 4, 4)]
+    assert told["random_crops"] == 2 and set(told["enlarged"]) == {f"00{number}.png" for number in range(4)} | {
+        "5_wide/000.png"
+    }
+    size = DatasetSizes(services.workspace).of(flat(config))
+    assert (size.pictures, size.samples) == (5, plan.looks_per_epoch)
 
 
 def test_the_open_dataset_is_shown_where_it_is_part_of_the_run(ask: Ask, services: Services) -> None:

@@ -20,6 +20,7 @@ def combination_faults(config: TrainConfig) -> list[str]:
         _run_faults,
         _dataset_faults,
         _caption_faults,
+        _size_faults,
         _optimizer_faults,
         _noise_faults,
         _lora_faults,
@@ -62,6 +63,12 @@ def _optimizer_faults(config: TrainConfig) -> list[tuple[bool, str]]:
             and config.lora.train_text_encoder
             and settings.text_encoder_learning_rate != settings.learning_rate,
             f"optimizer.text_encoder_learning_rate is {settings.text_encoder_learning_rate:g} and optimizer.learning_rate is "
+            f"{settings.learning_rate:g}, but {name} finds one step size for everything. Set both to "
+            f"{settings.learning_rate:g} or choose another optimizer.",
+        ),
+        (
+            row.one_rate and bool(config.embedding.word) and config.embedding.learning_rate != settings.learning_rate,
+            f"embedding.learning_rate is {config.embedding.learning_rate:g} and optimizer.learning_rate is "
             f"{settings.learning_rate:g}, but {name} finds one step size for everything. Set both to "
             f"{settings.learning_rate:g} or choose another optimizer.",
         ),
@@ -167,6 +174,19 @@ def _noise_faults(config: TrainConfig) -> list[tuple[bool, str]]:
             noise.pyramid_iterations > 0 and (noise.offset > 0 or noise.adaptive_offset != 0),
             f"noise.pyramid_iterations is {noise.pyramid_iterations} and noise.offset or noise.adaptive_offset is set as well, "
             "but both move the brightness of the noise: the coarsest layers of the pyramid are an offset. Set one to 0.",
+        ),
+    ]
+
+
+def _size_faults(config: TrainConfig) -> list[tuple[bool, str]]:
+    further = config.dataset.more_resolutions
+    every = [config.dataset.resolution, *further]
+    twice = sorted({str(one) for one in every if every.count(one) > 1})
+    return [
+        (
+            bool(twice),
+            f"dataset.more_resolutions names {', '.join(twice)} a second time, or as dataset.resolution does. "
+            "Name each size once.",
         ),
     ]
 

@@ -70,6 +70,8 @@ class DatasetConfig(Section):
     """Datasets of what the model should not forget, one per line: shown as often as all training pictures together, without trigger word."""
     resolution: Annotated[int, Field(ge=64, le=4096)] = 512
     """Side in pixels of the square whose area every training picture gets; more detail needs more memory and time."""
+    more_resolutions: tuple[Annotated[int, Field(ge=64, le=4096)], ...] = ()
+    """Further sizes as dataset.resolution, one per line: every picture that need not be enlarged for it is trained at that size too."""
     aspect_buckets: bool = True
     """Keep each picture's shape by grouping pictures of like aspect; off crops everything to a square."""
     max_aspect_ratio: Annotated[float, Field(ge=1.0, le=8.0)] = 2.0
@@ -102,6 +104,8 @@ class DatasetConfig(Section):
     """Longest caption in tokens; longer ones are read in pieces of 75 and cut, with a warning, beyond this."""
     flip_augmentation: bool = False
     """Show pictures mirrored half of the time; not for faces with a side, text or asymmetric characters."""
+    random_crops: Annotated[int, Field(ge=0, le=16)] = 0
+    """Cut each picture at so many places instead of the middle, and take them in turn; a crop chosen by hand stays."""
     cache_latents: bool = True
     """Keep encoded pictures on disk by content, so that the next run starts at once."""
 

@@ -22,7 +22,8 @@ class PlacedPicture:
     """A picture with the bucket it is trained at.
 
     `source`: the number of its dataset. `weight`: how much oftener it is seen than its repeats say. `is_prior`: it shows
-    what the model knows already (regularisation), and its loss is weighted by loss.prior_loss_weight.
+    what the model knows already (regularisation), and its loss is weighted by loss.prior_loss_weight. `size_number`: 0 for
+    dataset.resolution, then as in dataset.more_resolutions. `crop_number` of `num_crops` that are taken in turn.
     """
 
     picture: Picture
@@ -30,11 +31,19 @@ class PlacedPicture:
     source: int = 0
     weight: Fraction = Fraction(1)
     is_prior: bool = False
+    size_number: int = 0
+    crop_number: int = 0
+    num_crops: int = 1
 
     @property
     def looks(self) -> Fraction:
         """How often it is seen per epoch, on average."""
-        return self.weight * self.picture.repeats
+        return self.weight * self.picture.repeats / self.num_crops
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it stands for its picture where each counts once, whatever its sizes and crops."""
+        return self.size_number == 0 and self.crop_number == 0
 
 
 @dataclass(frozen=True)
@@ -88,11 +97,14 @@ class BatchPlan:
         members: dict[tuple[Size, int, Fraction], list[int]] = {}
         for index, one in enumerate(self.placed):
             members.setdefault((one.placement.bucket, one.source, one.looks), []).append(index)
-        # By content, so that neighbours in a folder, which are often alike, don't have their turns together.
+        # By content, so that neighbours in a folder, which are often alike, don't have their turns together; first by
+        # the number of the crop, so that the turns of one crop of every picture come before those of the next.
         return [
-            _Group(bucket, looks, tuple(sorted(own, key=lambda index: self.placed[index].picture.content_hash)))
-            for (bucket, _, looks), own in members.items()
+            _Group(bucket, looks, tuple(sorted(own, key=self._turn))) for (bucket, _, looks), own in members.items()
         ]
+
+    def _turn(self, index: int) -> tuple[int, str]:
+        return self.placed[index].crop_number, self.placed[index].picture.content_hash
 
     @cached_property
     def period(self) -> int:
@@ -167,6 +179,7 @@ class BatchPlan:
 
 
 def _sample_id(placed: PlacedPicture, repeat: int) -> str:
-    """A name for one look. The same picture in a second dataset is another sample, with noise of its own."""
+    """A name for one look. The same picture in a second dataset, size or crop is another sample, with noise of its own."""
     name = f"{placed.picture.content_hash[:16]}:{repeat}"
-    return f"{name}:{placed.source}" if placed.source else name
+    name = f"{name}:{placed.source}" if placed.source else name
+    return name if placed.is_first else f"{name}@{placed.size_number}.{placed.crop_number}"

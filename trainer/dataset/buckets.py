@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Size = tuple[int, int]
 CENTRE = (0.5, 0.5)
@@ -78,6 +78,16 @@ def fit(original: Size, bucket: Size, focus: tuple[float, float] = CENTRE, zoom:
         for share, whole, part in zip(focus, resized, bucket, strict=True)
     )
     return Placement(original, resized, bucket, left, top)
+
+
+def moved(placement: Placement, shares: Sequence[float]) -> list[Placement]:
+    """The same picture cut at other places: `shares` (0 <= share < 1) of the way that the crop can move.
+
+    Each place comes once, so there are fewer than shares where there are not as many pixels to move by.
+    """
+    width, height = (whole - part for whole, part in zip(placement.resized, placement.bucket, strict=True))
+    corners = dict.fromkeys((int(share * (width + 1)), int(share * (height + 1))) for share in shares)
+    return [replace(placement, left=left, top=top) for left, top in corners]
 
 
 def place(original: Size, sizes: Sequence[Size], focus: tuple[float, float] = CENTRE, zoom: float = 1.0) -> Placement:

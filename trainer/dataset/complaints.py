@@ -11,11 +11,13 @@ from trainer.dataset.batches import PlacedPicture
 def picture_complaints(placed: Sequence[PlacedPicture], batch_size: int) -> list[tuple[str, str]]:
     """(setting, sentence) of each complaint; the setting is "" where none mends it."""
     found: list[tuple[str, str]] = []
+    uncut = [one for one in placed if one.crop_number == 0]
+    placed = [one for one in uncut if one.is_first]
     bare = [one.picture.name for one in placed if not one.picture.has_caption]
     if bare:
         found.append(("", f"{len(bare)} pictures have no caption file (such as {bare[0]})."))
-    held = Counter(one.placement.bucket for one in placed)
-    lone = [one.picture.name for one in placed if held[one.placement.bucket] == 1]
+    held = Counter(one.placement.bucket for one in uncut)
+    lone = [one.picture.name for one in uncut if held[one.placement.bucket] == 1]
     if lone and len(held) > 1 and batch_size > 1:
         text = (
             f"{len(lone)} pictures are alone in their size (such as {lone[0]}), so their batches hold one picture only. "

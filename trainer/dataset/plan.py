@@ -51,9 +51,10 @@ class SourceRow:
 class DatasetPlan:
     """Everything that the page tells. `step`: sides are multiples of it, in pixels; `epochs` that the run will see.
 
-    `placed` are the pictures that are trained, `held_out` those that only measure it: out of the training datasets, each
-    with the number of its own, or all of `held_out_source`. `held_out_is_sure` is whether they were compared with all
-    others; otherwise a few may be swapped for others when the run does it.
+    `placed` are the pictures that are trained, at all their sizes and crops, `resting` each of them once. `held_out` are
+    those that only measure it: out of the training datasets, each with the number of its own, or all of
+    `held_out_source`. `held_out_is_sure` is whether they were compared with all others; otherwise a few may be swapped for
+    others when the run does it.
     """
 
     step: int
@@ -64,6 +65,7 @@ class DatasetPlan:
     batches_per_epoch: float
     steps_per_epoch: float
     epochs: float
+    resting: tuple[PlacedPicture, ...] = ()
     held_out: tuple[PlacedPicture, ...] = ()
     held_out_source: Source | None = None
     held_out_is_sure: bool = True
@@ -74,8 +76,9 @@ class DatasetPlan:
         return sum(row.looks for row in self.sources)
 
     def of_source(self, number: int = 0) -> Mapping[str, PlacedPicture]:
-        """The pictures of one dataset by name: 0 is dataset.folder, then as in `sources`."""
-        return {one.picture.name: one for one in self.placed if one.source == number}
+        """The pictures of one dataset by name: 0 is dataset.folder, then as in `sources`. Each once, as dataset.resolution
+        has it and cut in the middle or by hand."""
+        return {one.picture.name: one for one in self.resting if one.source == number}
 
 
 def model_step(workspace: Workspace, base: str) -> int:
@@ -115,10 +118,18 @@ def plan_dataset(
         batches_per_epoch=per_epoch,
         steps_per_epoch=steps,
         epochs=config.training.max_train_steps / steps if steps else 0.0,
+        resting=tuple(placed if all(one.is_first for one in placed) else _resting(divided.trained, config, step)),
         held_out=tuple(place_alone(divided.held_out, config.dataset, step)),
         held_out_source=separate,
         held_out_is_sure=is_sure,
     )
+
+
+def _resting(
+    trained: Sequence[tuple[Source, Sequence[Picture]]], config: TrainConfig, step: int
+) -> list[PlacedPicture]:
+    plain = config.dataset.model_copy(update={"more_resolutions": (), "random_crops": 0})
+    return place_pictures(trained, plain, step)
 
 
 def _scan(workspace: Workspace, config: TrainConfig, source: Source) -> Scan:
@@ -182,7 +193,7 @@ def bucket_table(batches: BatchPlan) -> tuple[BucketRow, ...]:
             full[size] = full.get(size, 0) - (-count // batches.batch_size)
     pictures: dict[Size, int] = {}
     for one in batches.placed:
-        pictures[one.placement.bucket] = pictures.get(one.placement.bucket, 0) + 1
+        pictures[one.placement.bucket] = pictures.get(one.placement.bucket, 0) + (one.crop_number == 0)
     rows = [BucketRow(size, pictures[size], looks[size] / len(epochs), full[size] / len(epochs)) for size in pictures]
     return tuple(sorted(rows, key=lambda row: (-row.num_pictures, row.size)))
 

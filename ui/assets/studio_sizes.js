@@ -74,14 +74,23 @@
       return h("li", {}, text, " ", button("Select", key, () => select(names), `Select them: ${text}`));
     }
 
+    function crops(plan) {
+      const why = "Open a picture (Space) and drag the frame to choose another crop.";
+      if (plan.random_crops) return h("li", {}, `Pictures are cut at ${count(plan.random_crops, "place")}, taken in turn, where there is something to cut off. ${why}`);
+      return plan.chosen.length ? null : h("li", {}, `Every crop is cut from the middle. ${why}`);
+    }
+
     function facts(plan) {
+      const all = [...new Set(plan.buckets.flatMap((row) => row.names))];
       const enlarged = Object.entries(plan.enlarged);
       const most = Math.max(...enlarged.map(([, times]) => times));
       return h(
         "ul",
         { class: "sl-notes" },
         enlarged.length ? fact(`${studio.pictures(enlarged.length)} smaller than the size trained at, enlarged up to ${number(most)} times.`, enlarged.map(([name]) => name), "enlarged") : null,
-        plan.chosen.length ? fact(`${studio.pictures(plan.chosen.length)} with a crop chosen by hand.`, plan.chosen, "chosen") : h("li", {}, "Every crop is cut from the middle. Open a picture (Space) and drag the frame to choose another."),
+        plan.chosen.length ? fact(`${studio.pictures(plan.chosen.length)} with a crop chosen by hand.`, plan.chosen, "chosen") : null,
+        crops(plan),
+        plan.more_resolutions.map((one) => (one.pictures < all.length ? h("li", {}, `${studio.pictures(all.length - one.pictures)} too small to be trained at ${one.resolution}×${one.resolution} as well.`) : null)),
         plan.masked.length ? fact(`${studio.pictures(plan.masked.length)} with a mask: what is white is learned.`, plan.masked, "masked") : null,
         plan.use_masks ? null : h("li", {}, "Masks are switched off on the Train tab (use masks)."),
       );
@@ -144,10 +153,22 @@
     function sentence(plan) {
       const each = plan.accumulation > 1 ? `${plan.batch_size} × ${plan.accumulation}` : String(plan.batch_size);
       return (
-        `${count(plan.buckets.length, "size")} of ${plan.resolution}×${plan.resolution} pixels in area, sides in steps of ${plan.step}. ` +
+        `${count(plan.buckets.length, "size")} of ${[plan.resolution, ...plan.more_resolutions.map((one) => one.resolution)].map((side) => `${side}×${side}`).join(" and ")} pixels in area, sides in steps of ${plan.step}. ` +
         `${count(plan.looks_per_epoch, "look")} in batches of ${each} = ${count(plan.steps_per_epoch, "step")} per epoch; ` +
         `${count(plan.max_steps, "step")} = ${count(plan.epochs, "epoch")}.`
       );
+    }
+
+    /** Which pictures only measure the loss. */
+    function held_out(plan) {
+      const { pictures, folder, names, sure } = plan.held_out;
+      if (!pictures) return null;
+      if (folder) return h("p", {}, `${count(pictures, "picture")} of ${folder} are held out: never trained, only measured.`);
+      const told = h("p", {}, `${count(pictures, "picture")} of this run are held out: never trained, only measured. No picture that is trained looks like one of them.`);
+      const note = h("p", { class: "sl-muted" }, "Not all pictures were looked at yet, so the run may hold out others. A check on Quality looks at them.");
+      if (!names.length) return h("div", {}, told, sure ? null : note);
+      const list = h("details", {}, h("summary", {}, `Held out of this dataset: ${number(names.length)}`), h("ul", {}, names.map((name) => h("li", {}, name))));
+      return h("div", {}, told, sure ? list : note);
     }
 
     function build(plan) {
@@ -156,6 +177,7 @@
         table("Sizes that training uses", ["Size", "Pictures", "Looks per epoch", "Batches per epoch", "(Remarks)", "(Choose)"], plan.buckets.map((row) => size_row(row, plan))),
         lone_sizes(plan),
         facts(plan),
+        held_out(plan),
         skipped(plan),
         h("h4", {}, "Repeats"),
         h("p", { class: "sl-muted" }, "How often an epoch looks at the pictures of a folder."),

@@ -9,6 +9,7 @@ from security.errors import SafelightError
 from trainer.config.files import ConfigError, iter_settings, parse_config
 from trainer.config.schema import TrainConfig, weighted_dataset
 from trainer.dataset.batches import PlacedPicture
+from trainer.dataset.buckets import Size
 from trainer.dataset.plan import USUAL_STEP, DatasetPlan, model_step, plan_dataset
 from trainer.dataset.repeats import folders_of, set_repeats
 from trainer.dataset.scan import UNMARKED, repeats_of
@@ -22,6 +23,8 @@ from ui.studio.asked import dataset_of
 from ui.studio.panels import Answer, Panel
 
 MAX_SHOWN_SKIPPED = 50
+MAX_NEW_LOOKS = 200
+"""Pictures that are looked at to find out which are held out, at most: some seconds."""
 JOINED_PICTURES = 2
 """dataset.min_bucket_pictures that leaves no picture alone in its size."""
 
@@ -40,7 +43,7 @@ def _functions(services: Services) -> Sequence[Answer]:
             step = model_step(services.workspace, config.model.base)
         except SafelightError as error:
             step, note = USUAL_STEP, f"{error} These are the sizes of a usual model."
-        plan = plan_dataset(services.workspace, config, step)
+        plan = plan_dataset(services.workspace, config, step, max_new_looks=MAX_NEW_LOOKS)
         return {"note": note, **_told(plan, config, dataset)}
 
     def folder_repeats(argument: Any = None) -> dict[str, Any]:
@@ -80,6 +83,11 @@ def _told(plan: DatasetPlan, config: TrainConfig, dataset: Dataset) -> dict[str,
     own = plan.of_source(number)
     return {
         "resolution": config.dataset.resolution,
+        "more_resolutions": [
+            {"resolution": resolution, "pictures": _pictures_at(plan, number, place)}
+            for place, resolution in enumerate(config.dataset.more_resolutions, start=1)
+        ],
+        "random_crops": config.dataset.random_crops,
         "step": plan.step,
         "batch_size": plan.batch_size,
         "accumulation": config.training.gradient_accumulation_steps,
@@ -94,7 +102,7 @@ def _told(plan: DatasetPlan, config: TrainConfig, dataset: Dataset) -> dict[str,
                 "pictures": row.num_pictures,
                 "looks": round(row.looks, 2),
                 "batches": round(row.batches, 2),
-                "names": [name for name, one in own.items() if one.placement.bucket == row.size],
+                "names": _names(plan, number, row.size),
             }
             for row in plan.buckets
         ],
@@ -108,7 +116,24 @@ def _told(plan: DatasetPlan, config: TrainConfig, dataset: Dataset) -> dict[str,
         "use_masks": config.loss.use_masks,
         "skipped": [list(entry) for entry in plan.sources[number].skipped[:MAX_SHOWN_SKIPPED]],
         "num_skipped": len(plan.sources[number].skipped),
+        "held_out": {
+            "pictures": len(plan.held_out),
+            "folder": plan.held_out_source.name if plan.held_out_source else "",
+            "names": [one.picture.name for one in plan.held_out if not plan.held_out_source and one.source == number],
+            "sure": plan.held_out_is_sure,
+        },
     }
+
+
+def _names(plan: DatasetPlan, number: int, size: Size) -> list[str]:
+    """The open dataset's pictures that are trained at this size, each once."""
+    here = (one.picture.name for one in plan.placed if one.source == number and one.placement.bucket == size)
+    return list(dict.fromkeys(here))
+
+
+def _pictures_at(plan: DatasetPlan, number: int, size_number: int) -> int:
+    """How many of its pictures are large enough for a further resolution."""
+    return len({one.picture.name for one in plan.placed if one.source == number and one.size_number == size_number})
 
 
 def _source_rows(plan: DatasetPlan, open_number: int) -> list[dict[str, Any]]:
