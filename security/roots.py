@@ -31,6 +31,7 @@ _SHARED_FOLDERS = (
 """No workspace here, but a folder below may be one: these hold data disks and temporary folders."""
 _NO_DATA_FOLDERS = ("/dev", "/proc", "/sys")
 """Files here are windows on the machine and on other processes, not data."""
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _CODE_FOLDERS = (".git", ".github", ".venv", "benchmarks", "docs", "security", "tests", "trainer", "ui")
 
 
@@ -329,6 +330,11 @@ def _refuse_other_disks(target: Path, folder: int) -> None:
         if os.fstat(descriptor).st_dev != device:
             place = target.parent / below
             raise RefusedPath(f"{place} is another disk, mounted there. Unmount it first: deleting would empty it.")
+
+
+def disk_is_full(error: OSError) -> bool:
+    """Whether an error of writing says that there is no room: no space, no quota, or too much for one file there."""
+    return error.errno in _NO_ROOM
 
 
 def refuse_full_disk(folder: Path, files: Iterable[Path]) -> None:

@@ -214,16 +214,18 @@ def load_checkpoint(path: Path) -> Checkpoint:
         ) from error
 
 
-def newest_good_checkpoint(folder: Path, *, healthy: bool = False) -> tuple[Checkpoint | None, list[str]]:
+def newest_good_checkpoint(
+    folder: Path, *, healthy: bool = False, before: int | None = None
+) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that is whole, or None, and a sentence for each damaged one that was passed over.
 
     Passed over ones are set aside as `.damaged`, so that they don't count as kept. `healthy`: also pass over those of a
-    training that had gone astray; these stay where they are.
+    training that had gone astray; `before`: and those of this step and later. These stay where they are.
     """
     settle(folder)
     complaints = []
     for path in reversed(list_checkpoints(folder)):
-        if healthy and _manifest(path).get("healthy") is False:
+        if (healthy and _manifest(path).get("healthy") is False) or (before is not None and _step(path) >= before):
             continue
         try:
             return load_checkpoint(path), complaints

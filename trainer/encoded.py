@@ -12,7 +12,7 @@ from security.errors import SafelightError
 from trainer.config.schema import SampleConfig, TrainConfig
 from trainer.dataset.batches import PlacedPicture
 from trainer.dataset.cache import TensorCache, cached, latents_key, load_mask, load_pixels, mask_key, text_key
-from trainer.families.base import Components, Conditioning, ModelFamily
+from trainer.families.base import Components, Conditioning, ModelFamily, UnusableLatents
 from trainer.losses import mask_weights
 from trainer.sampling import SamplePrompts, evaluation
 
@@ -39,6 +39,11 @@ def encode_pictures(
         for flip in flips:
             pixels = _PixelsToLatents(family, components, one, flip)
             latents[index, flip] = cached(cache, latents_key(one, fingerprint, flip=flip), pixels)["latents"]
+            if not torch.isfinite(latents[index, flip]).all():
+                raise SafelightError(
+                    f"What the cache has of {one.picture.name} holds NaN or Inf, so the disk may be failing. Empty the "
+                    "cache of latents and start again."
+                )
         report(index + 1, len(placed))
     return latents
 
@@ -90,7 +95,14 @@ class _PixelsToLatents:
 
     def __call__(self) -> dict[str, Tensor]:
         pixels = load_pixels(self.placed.picture.path, self.placed.placement, flip=self.flip)
-        return {"latents": self.family.encode_images(self.components, pixels)}
+        try:
+            return {"latents": self.family.encode_images(self.components, pixels)}
+        except UnusableLatents as error:
+            raise error.of_picture(self.placed.picture.name) from None
+
+
+def _shortened(prompt: str) -> str:
+    return prompt if len(prompt) <= 60 else prompt[:57] + "..."
 
 
 @dataclass
@@ -142,7 +154,13 @@ class Prompts:
             dtype=self.components.text_encoders[0].dtype,
         )
         with torch.no_grad():
-            return Conditioning.from_tensors(cached(self.cache, key, lambda: self._encode([prompt]).to_tensors()))
+            found = cached(self.cache, key, lambda: self._encode([prompt]).to_tensors())
+        if not all(torch.isfinite(tensor).all() for tensor in found.values()):
+            raise SafelightError(
+                f"The text encoder gave no usable numbers (NaN or Inf) for {_shortened(prompt)!r}: the base model is "
+                "broken, or model.precision is too narrow for it. Set it to fp32, or use another model."
+            )
+        return Conditioning.from_tensors(found)
 
     def _encode(self, prompts: Sequence[str]) -> Conditioning:
         return self.family.encode_prompts(

@@ -117,9 +117,11 @@ class CheckpointSaved(Event):
 
 @dataclass(frozen=True)
 class LoraSaved(Event):
-    """An exported LoRA file. `path` is relative to the run folder; `key_format` is kohya or diffusers.
+    """An exported LoRA file. `path` is relative to the run folder; `key_format` is kohya or diffusers, or embedding for a
+    file with the vectors of a trained word alone.
 
-    `sha256` is that of the whole file in hexadecimal digits; "" in runs of older versions.
+    `sha256` is that of the whole file in hexadecimal digits; "" in runs of older versions. `loads_in`: by program, "" where
+    the file loads whole, else the sentence why not; empty in runs of older versions.
     """
 
     step: int
@@ -127,6 +129,33 @@ class LoraSaved(Event):
     key_format: str
     num_bytes: int
     sha256: str = ""
+    loads_in: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LoraRemoved(Event):
+    """An exported file of an earlier step was deleted, because only the newest ones are kept."""
+
+    step: int
+    path: str
+
+
+@dataclass(frozen=True)
+class WentAstray(Event):
+    """Loss or gradient after `step` steps is no number any more; the run ends after this.
+
+    `pictures`: what the step looked at. `module`: the first part of the model with unusable numbers, "" if none stands
+    out. `setting` and `value`: the change to go on with, "" where none would help. `back_to`: the step that continuing
+    starts from, None: from the beginning.
+    """
+
+    step: int
+    pictures: list[str]
+    module: str
+    cause: str
+    setting: str = ""
+    value: float | str = ""
+    back_to: int | None = None
 
 
 @dataclass(frozen=True)
@@ -203,6 +232,8 @@ EVENTS: dict[str, type[Event]] = {
         SampleSaved,
         CheckpointSaved,
         LoraSaved,
+        LoraRemoved,
+        WentAstray,
         Planned,
         Measured,
         Warned,

@@ -11,21 +11,23 @@ import os
 import secrets
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from filelock import Timeout
 
 from security.environment import offline_environment
 from security.errors import SafelightError
-from security.roots import Root
+from security.roots import Root, disk_is_full
 from trainer import events
 from trainer.config.schema import TrainConfig
+from trainer.event_file import EventFile
 from trainer.events import Event
 from trainer.inputs import Inputs, confine_run, find_inputs
-from trainer.preflight.estimates import kept_estimate
-from trainer.runs import LossPoint, Progress, RunFolder, RunReader
+from trainer.preflight.estimates import is_alike, kept_estimate, plan_by_earlier, time_band
+from trainer.runs import LossPoint, Progress, RunFolder, RunReader, RunState
 from trainer.workspace import Workspace
 
 logger = logging.getLogger("safelight.jobs")
@@ -34,6 +36,8 @@ TRAINER_THREAD = "safelight-trainer"
 """Name of the thread that trains. Each run has one of its own, because the sandbox cannot be lifted from a thread."""
 QUEUE_THREAD = "safelight-queue"
 """Name of the thread that starts one run after the other."""
+EARLIER_RUNS = 20
+"""The newest runs in which one like the next is looked for."""
 
 
 @dataclass(frozen=True)
@@ -95,16 +99,25 @@ class Jobs:
         self._enqueue(folder.run_id)
         return folder.run_id
 
-    def resume(self, run_id: str) -> None:
-        """Lets a paused, stopped, failed or interrupted run go on from its last good checkpoint.
+    def resume(self, run_id: str, changes: Mapping[str, Any] | None = None) -> None:
+        """Lets a paused, stopped, failed or interrupted run go on from its last good checkpoint, with `changes` of its
+        settings (`section.field` -> value); a finished one too if it has more steps now.
 
-        Raises SafelightError when it is active, finished, or held by another process.
+        Raises SafelightError when it is active, finished, or held by another process, or when the changes can't be.
         """
         progress = self.progress(run_id)
         if progress.state.is_active:
             raise SafelightError(f"Run {run_id} is {progress.state.value} already.")
+        folder = RunFolder.find(self.workspace, run_id)
         if not progress.can_resume:
-            raise SafelightError(f"Run {run_id} is finished. Start a new run with these settings to train more.")
+            steps = (changes or {}).get("training.max_train_steps", folder.config().training.max_train_steps)
+            if steps <= progress.step:
+                raise SafelightError(
+                    f"Run {run_id} is finished. Give it more training.max_train_steps than {progress.step} to go on, or "
+                    "start a new run with these settings."
+                )
+        if changes:
+            folder.change(changes)
         self._enqueue(run_id)
 
     def _enqueue(self, run_id: str) -> None:
@@ -253,10 +266,23 @@ class Jobs:
                 with self._guard:
                     self._active = None
 
-    def _planned(self, config: TrainConfig) -> events.Planned | None:
-        """What the run is judged by when it is over: the check of these settings, if there was one."""
+    def planned(self, config: TrainConfig) -> events.Planned | None:
+        """What a run is expected to need: by a check of these settings, else by the newest run that was like it."""
         estimate = kept_estimate(self.workspace, config)
-        return None if estimate is None else estimate.planned()
+        if estimate is not None:
+            return estimate.planned()
+        runs = self.runs()
+        for run in runs[:EARLIER_RUNS]:
+            if run.measured is not None and self._was_alike(config, run.run_id):
+                steps = config.training.max_train_steps
+                return plan_by_earlier(steps, run.run_id, run, time_band(judged_runs(runs)))
+        return None
+
+    def _was_alike(self, config: TrainConfig, run_id: str) -> bool:
+        try:
+            return is_alike(config, RunFolder.find(self.workspace, run_id).config())
+        except SafelightError:  # deleted just now, or of a version whose settings can't be read any more
+            return False
 
     def _run_on_its_own_thread(self, folder: RunFolder, control: Control) -> None:
         thread = threading.Thread(target=self._run, args=(folder, control), name=TRAINER_THREAD, daemon=True)
@@ -266,17 +292,18 @@ class Jobs:
 
     def _run(self, folder: RunFolder, control: Control, load: Callable[[Workspace], Trainer] = load_trainer) -> None:
         step = 0
+        file = EventFile(folder)
 
         def emit(event: Event) -> None:
             nonlocal step
-            step = event.step if isinstance(event, events.StepDone) else step
-            folder.append(event)
+            step = event.step if isinstance(event, events.StepDone | events.Resumed) else step
+            file.append(event)
 
         emit(events.Preparing("Starting"))  # at once: until then a run that goes on would look as it did when it ended
         try:
             config = folder.config()
             inputs = find_inputs(config, self.workspace)
-            planned = None if folder.checkpoints_dir.exists() else self._planned(config)
+            planned = None if folder.checkpoints_dir.exists() else self.planned(config)
             # Imported before the sandbox shuts: it is our own and the installed code, it looks for its settings in many
             # places when it is imported, and nothing of the model or the pictures has been opened yet.
             train = load(self.workspace)
@@ -293,11 +320,22 @@ class Jobs:
             error_id = secrets.token_hex(3).upper()
             logger.exception("run %s failed (id %s)", folder.run_id, error_id)
             emit(events.Failed(error_message(error, self.workspace.logs_dir), step, error_id))
+        finally:
+            file.close()
+
+
+def judged_runs(runs: Iterable[Progress]) -> list[tuple[float, float]]:
+    """(planned, needed) seconds of the runs that came to their end."""
+    return [
+        (run.planned.seconds, run.elapsed_seconds)
+        for run in runs
+        if run.planned is not None and run.measured is not None and run.state is RunState.FINISHED
+    ]
 
 
 def error_message(error: Exception, logs_dir: Path) -> str:
     """What to tell the user about an error that no one foresaw."""
-    if isinstance(error, OSError) and error.errno == 28:
+    if isinstance(error, OSError) and disk_is_full(error):
         return "The disk is full. Make room, then press Continue: the run goes on from its last checkpoint."
     if (
         type(error).__name__ == "OutOfMemoryError"

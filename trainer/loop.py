@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import io
+import re
 import threading
 import time
 from collections import Counter
+from functools import partial
 
 from security.integrity import sha256_of
+from security.roots import Root, replace_file
 from trainer import events
+from trainer.adapters.table import ADAPTERS
 from trainer.checkpoints import save_checkpoint
 from trainer.config.schema import KeyFormat, TrainConfig
 from trainer.dataset.batches import PlacedPicture
 from trainer.dataset.captions import split_tags
 from trainer.device import device_label, dtype_label, peak_memory
-from trainer.export import save_lora, verify_export
+from trainer.embeddings import FOLDER, GROUP, save_word
+from trainer.guards import guarded_step
 from trainer.inputs import Inputs
 from trainer.jobs import Control
+from trainer.lora_files.exporting import save_lora, verify_export, written_formats
 from trainer.metadata import ExportFacts, build_metadata, refuse_secret_entries
 from trainer.optimizers import averaged_weights
+from trainer.rebuild_record import record_results, record_run
 from trainer.resume import capture
+from trainer.room import insist_on_writing, try_to_write
 from trainer.runs import BEST_ENDING, RunFolder
 from trainer.sampling import draw
 from trainer.setup import Emit, Run, StoppedEarly, prepare, steps_per_epoch
-from trainer.step import train_step
 from trainer.validation import early_end, held_out_facts, kept_steps, measurements_of, validated
 from trainer.workspace import Workspace
 
@@ -41,40 +49,58 @@ def train(
         return
     metadata = build_metadata(config, export_facts(run))
     refuse_secret_entries(metadata, f"{config.name}.safetensors")  # now, not when there is a training to lose
+    record_run(run, inputs)
     announce(run, emit)
-    total = config.training.max_train_steps
     reason = ""
-    if run.step == 0:
-        validate(run, emit)
-        draw_samples(run, emit, control)
-    elif run.step < total and due(run.step, config.validation.every_n_steps) and not measurements_of(run).has(run.step):
-        validate(run, emit)  # it was due when the run was stopped
-
-    while run.step < total and not control.ends:
-        emit(train_step(run))
-        if run.step == total or control.ends:
+    while run.step < config.training.max_train_steps and not control.ends:
+        if reason := do_what_is_due(run, emit, control):
             break
-        if due(run.step, config.validation.every_n_steps):
-            validate(run, emit)
-            if reason := early_end(run):
-                break
-        if due(run.step, config.sample.every_n_steps) or taken(control.sample_now):
-            draw_samples(run, emit, control)
-        if due(run.step, config.save.every_n_steps) or taken(control.save_now):
-            save(run, emit, stem=f"{config.name}-step{run.step:06d}")
+        guarded_step(run, emit, rescue=partial(save, run, emit))
 
     finish(run, emit, control, reason)
 
 
+def do_what_is_due(run: Run, emit: Emit, control: Control) -> str:
+    """Measures, draws and saves before the next step, whatever of it was not done before the run was interrupted here.
+
+    Returns why the run should end now by itself, else an empty text.
+    """
+    settings, step = run.config, run.step
+    if step == 0 or due(step, settings.validation.every_n_steps):
+        if not measurements_of(run).has(step):
+            validate(run, emit)
+        # whoever lets a run go on that ended here by itself means it
+        if step > 0 and run.memory.get("ended_early") != step and (reason := early_end(run)):
+            run.memory["ended_early"] = step
+            return reason
+    first_time = run.memory.get("sampled") != step and (step == 0 or due(step, settings.sample.every_n_steps))
+    if taken(control.sample_now) or first_time:
+        draw_samples(run, emit, control)
+        run.memory["sampled"] = step
+    first_time = run.memory.get("saved") != step and due(step, settings.save.every_n_steps)
+    if step > 0 and (taken(control.save_now) or first_time):
+        run.memory["saved"] = step
+        what, stem = f"what was due at step {step}", f"{settings.name}-step{step:06d}"
+        if try_to_write(partial(save, run, emit, stem=stem), what, run.folder.path, emit):
+            forget_old_loras(run, emit)
+    elif step > (run.resumed_from or 0) and run.rescue_is_due():
+        try_to_write(partial(save_state, run, emit), f"the checkpoint of step {step}", run.folder.path, emit)
+    return ""
+
+
 def announce(run: Run, emit: Emit) -> None:
     """Says what is about to be trained."""
+    key_format, adapter = run.config.save.key_format, run.config.lora.adapter
+    if key_format is KeyFormat.BOTH and KeyFormat.DIFFUSERS not in written_formats(key_format, adapter):
+        reason = dict(ADAPTERS[adapter].not_read_by)["diffusers"]
+        emit(events.Warned(f"Only the file with kohya's names will be written: {reason}."))
     if run.resumed_from is not None:
         emit(events.Resumed(run.resumed_from, run.changed))
     emit(
         events.Started(
             total_steps=run.config.training.max_train_steps,
             first_step=run.step,
-            num_images=len(run.pictures.placed),
+            num_images=sum(one.is_first for one in run.pictures.placed),
             steps_per_epoch=steps_per_epoch(run),
             family=run.family.name,
             device=device_label(run.device, run.dtype),
@@ -89,15 +115,18 @@ def finish(run: Run, emit: Emit, control: Control, reason: str = "") -> None:
     `reason`: why it ends before its last step by itself, if it does.
     """
     total = run.config.training.max_train_steps
+    what = f"the training up to step {run.step}", run.folder.path
     if run.step < total and control.pause.is_set() and not control.stop.is_set():
-        save_state(run, emit)
+        insist_on_writing(partial(save_state, run, emit), *what, emit, control)
         emit(events.Paused(run.step))
         return
-    if run.step == total and run.held_out.placed:
-        save_state(run, emit)  # measuring may take minutes, in which nothing should be lost
+    if run.step == total and run.held_out.placed and not measurements_of(run).has(run.step):
+        # measuring may take minutes, in which nothing should be lost
+        insist_on_writing(partial(save_state, run, emit), *what, emit, control)
         validate(run, emit)
     if run.step > 0:
-        save(run, emit, stem=run.config.name)
+        insist_on_writing(partial(save, run, emit, stem=run.config.name), *what, emit, control)
+    try_to_write(partial(record_results, run, reason), run.folder.rebuild_path.name, run.folder.path, emit)
     if run.step == total:
         draw_samples(run, emit, control)
     emit(events.Measured(peak_memory(run.device)[0], run.folder.num_bytes))
@@ -112,7 +141,8 @@ def validate(run: Run, emit: Emit) -> None:
         event = validated(run)
     emit(event)
     if isinstance(event, events.Validated) and event.best and run.config.validation.keep_best:
-        save(run, emit, stem=f"{run.config.name}{BEST_ENDING}")
+        work = partial(save, run, emit, stem=f"{run.config.name}{BEST_ENDING}")
+        try_to_write(work, f"the best LoRA so far, of step {run.step},", run.folder.path, emit)
 
 
 def draw_samples(run: Run, emit: Emit, control: Control) -> None:
@@ -143,7 +173,10 @@ def _draw_prompts(run: Run, emit: Emit, control: Control) -> None:
         if image is None:
             break
         path = run.folder.samples_dir / f"step-{run.step:08d}-{index:02d}.png"
-        image.save(path)
+        picture = io.BytesIO()
+        image.save(picture, "PNG")
+        if not try_to_write(partial(replace_file, path, picture.getvalue()), path.name, path.parent, emit):
+            break
         emit(
             events.SampleSaved(
                 run.step, index, prompt, settings.seed + index, path.relative_to(run.folder.path).as_posix()
@@ -152,16 +185,21 @@ def _draw_prompts(run: Run, emit: Emit, control: Control) -> None:
 
 
 def save(run: Run, emit: Emit, *, stem: str) -> None:
-    """Writes a checkpoint, and the LoRA as file(s) named `stem` in the run folder, read back and compared."""
-    save_state(run, emit)
-    with averaged_weights(run.optimizer):
-        save_files(run, emit, stem=stem)
+    """Writes the LoRA as file(s) named `stem` in the run folder, read back and compared, and a checkpoint.
+
+    The checkpoint comes last, whatever befalls the file: a run that is killed in between does both again.
+    """
+    try:
+        with averaged_weights(run.optimizer):
+            save_files(run, emit, stem=stem)
+    finally:
+        save_state(run, emit)
 
 
 def save_files(run: Run, emit: Emit, *, stem: str) -> None:
     """Writes the LoRA as it is now."""
     settings = run.config.save
-    formats = [KeyFormat.KOHYA, KeyFormat.DIFFUSERS] if settings.key_format is KeyFormat.BOTH else [settings.key_format]
+    formats = written_formats(settings.key_format, run.config.lora.adapter)
     metadata = build_metadata(run.config, export_facts(run))
     for key_format in formats:
         suffix = "_diffusers" if key_format is KeyFormat.DIFFUSERS and len(formats) > 1 else ""
@@ -169,8 +207,12 @@ def save_files(run: Run, emit: Emit, *, stem: str) -> None:
         num_bytes = save_lora(
             run.components, run.family, path, key_format=key_format, precision=settings.precision, metadata=metadata
         )
-        verify_export(path, run.components, run.family, settings.precision)
-        emit(events.LoraSaved(run.step, path.name, key_format.value, num_bytes, sha256_of(path)))
+        loads_in = verify_export(path, run.components, run.family, key_format, settings.precision)
+        emit(events.LoraSaved(run.step, path.name, key_format.value, num_bytes, sha256_of(path), loads_in))
+    ending = stem.removeprefix(run.config.name)
+    for path, loads_in in save_word(run.components, run.folder.path / FOLDER, ending):
+        name, num_bytes = path.relative_to(run.folder.path).as_posix(), path.stat().st_size
+        emit(events.LoraSaved(run.step, name, GROUP, num_bytes, sha256_of(path), loads_in))
 
 
 def export_facts(run: Run) -> ExportFacts:
@@ -190,17 +232,22 @@ def export_facts(run: Run) -> ExportFacts:
         finished_at=time.time(),
         mixed_precision=dtype_label(run.dtype).replace("fp32", "no"),
         tag_frequency=_tag_frequency(run, learned) if run.config.save.save_captions else None,
-        trigger_words=tuple(dict.fromkeys(source.trigger_word for source in run.sources if source.trigger_word)),
+        trigger_words=_trigger_words(run),
         masked=bool(run.pictures.masks),
         dataset_sha256=run.dataset_sha256,
         held_out=held_out_facts(run),
     )
 
 
+def _trigger_words(run: Run) -> tuple[str, ...]:
+    words = [*(source.trigger_word for source in run.sources), run.config.embedding.word]
+    return tuple(dict.fromkeys(word for word in words if word))
+
+
 def _tag_frequency(run: Run, learned: list[PlacedPicture]) -> dict[str, Counter[str]]:
     """How often each tag occurs per epoch of a dataset, by the dataset's name."""
     counted: dict[str, Counter[str]] = {}
-    for one in learned:
+    for one in (one for one in learned if one.is_first):
         tags = counted.setdefault(run.sources[one.source].name, Counter())
         for tag in split_tags(one.picture.caption):
             tags[tag] += one.picture.repeats
@@ -209,8 +256,25 @@ def _tag_frequency(run: Run, learned: list[PlacedPicture]) -> dict[str, Counter[
 
 def save_state(run: Run, emit: Emit) -> None:
     """Writes a checkpoint to go on from."""
-    path = save_checkpoint(run.folder.checkpoints_dir, capture(run), keep_last=run.config.save.keep_last, protected=kept_steps(run))
+    path = save_checkpoint(
+        run.folder.checkpoints_dir, capture(run), keep_last=run.config.save.keep_last, protected=kept_steps(run)
+    )
+    run.saved_at = time.monotonic()
     emit(events.CheckpointSaved(run.step, path.relative_to(run.folder.path).as_posix()))
+
+
+def forget_old_loras(run: Run, emit: Emit) -> None:
+    """Deletes LoRA files of single steps but the newest `save.keep_last_loras`, in each of their formats."""
+    keep = run.config.save.keep_last_loras
+    names = "|".join(re.escape(name) for name in (run.config.name, run.config.embedding.word) if name)
+    pattern = re.compile(rf"({names})-step(\d{{6,}})(_diffusers)?\.safetensors")
+    paths = [*run.folder.path.glob("*.safetensors"), *run.folder.path.glob(f"{FOLDER}/*.safetensors")]
+    found = {path: match[2] for path in paths if (match := pattern.fullmatch(path.name))}
+    steps = sorted({int(step) for step in found.values() if int(step) <= run.step})
+    old = set(steps[:-keep]) if keep else set()
+    for path in sorted(path for path, step in found.items() if int(step) in old):
+        Root(run.folder.path).remove_tree(path)
+        emit(events.LoraRemoved(int(found[path]), path.relative_to(run.folder.path).as_posix()))
 
 
 def due(step: int, every_n_steps: int) -> bool:

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from security.errors import SafelightError
+from trainer.adapters.weights import adapter_weights
 from trainer.checkpoints import Checkpoint
 from trainer.config.changes import changed_settings, fixed_changes, flat_settings
 from trainer.device import device_label
 from trainer.optimizers import load_optimizer_state, optimizer_state
+from trainer.spikes import LossWatch
 
 if TYPE_CHECKING:
     from trainer.setup import Run
@@ -30,20 +32,20 @@ class UnfitCheckpoint(SafelightError):
     """A checkpoint that these settings can't go on from."""
 
 
-def capture(run: Run, *, healthy: bool = True) -> Checkpoint:
+def capture(run: Run) -> Checkpoint:
     """The run's state after its last full step. Gradients of a window that was begun are made again, which is exact."""
     named = learned(run)
     return Checkpoint(
         step=run.step,
         images_seen=run.images_seen,
-        lora={name: parameter.detach() for name, parameter in named.items()},
+        lora={**held(run), **{name: parameter.detach() for name, parameter in named.items()}},
         optimizer=optimizer_state(run.config.optimizer, run.optimizer),
         scaler=run.scaler.state_dict(),
         parameters=tuple(named),
         settings=flat_settings(run.config),
         made_by=_made_by(run),
         memory={**run.memory, "started_at": run.started_at},
-        healthy=healthy,
+        healthy=not LossWatch.of(run.memory).astray,
     )
 
 
@@ -55,6 +57,13 @@ def learned(run: Run) -> dict[str, nn.Parameter]:
         for name, parameter in module.named_parameters()
     }
     return {names[id(parameter)]: parameter for parameter in run.parameters}
+
+
+def held(run: Run) -> dict[str, Tensor]:
+    """All that adapters hold, by part and module: also what does not learn, such as frozen layers and PiSSA's beginning."""
+    return {
+        f"{part}.{name}": one for part, module in run.adapted.items() for name, one in adapter_weights(module).items()
+    }
 
 
 def _made_by(run: Run) -> dict[str, Any]:
@@ -79,8 +88,8 @@ def restore(run: Run, checkpoint: Checkpoint) -> list[str]:
     refuse_changes(run, checkpoint)
     named = learned(run)
     with torch.no_grad():
-        for name, parameter in named.items():
-            parameter.copy_(checkpoint.lora[name])
+        for name, tensor in {**held(run), **named}.items():
+            tensor.copy_(checkpoint.lora[name])
     complaint = load_optimizer_state(run.config.optimizer, run.optimizer, checkpoint.optimizer)
     if checkpoint.scaler and run.scaler.is_enabled():
         run.scaler.load_state_dict(checkpoint.scaler)

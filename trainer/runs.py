@@ -5,13 +5,13 @@ Everything that is shown about a run, live or old, is read from its events.jsonl
 
 from __future__ import annotations
 
-import datetime
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -19,15 +19,15 @@ from security.errors import SafelightError
 from security.redaction import redact, refuse_secrets
 from security.roots import Root
 from trainer import events
-from trainer.config.files import dump_config, load_config
+from trainer.config.files import config_values, dump_config, load_config, parse_config
 from trainer.config.schema import TrainConfig
 from trainer.events import Event
-from trainer.models.text import gigabytes
-from trainer.words import duration
+from trainer.run_log import describe
 from trainer.workspace import Workspace
 
-LOG_EVERY_N_STEPS = 10
 LOSS_SMOOTHING = 0.95
+BEST_ENDING = "-best"
+"""Behind the run's name in the name of the LoRA file with the lowest held-out loss."""
 
 
 class RunState(StrEnum):
@@ -93,9 +93,30 @@ class Progress:
     validations: tuple[events.Validated, ...] = ()
     resumes: tuple[int, ...] = ()
     warnings: tuple[str, ...] = ()
+    changes: Mapping[str, str] = field(default_factory=dict)
+    astray: events.WentAstray | None = None
     sandbox: events.Sandboxed | None = None
     planned: events.Planned | None = None
     measured: events.Measured | None = None
+    reason: str = ""
+
+    @property
+    def best(self) -> events.Validated | None:
+        """The measurement of the trained step with the lowest held-out loss."""
+        return next((one for one in reversed(self.validations) if one.best), None)
+
+    @property
+    def notice(self) -> str:
+        """What the last measurement says about overfitting; empty when it says nothing."""
+        return self.validations[-1].notice if self.validations else ""
+
+    @property
+    def recommended(self) -> tuple[events.LoraSaved, ...]:
+        """The files of the best step: those that are kept as the best, else any that were saved at it."""
+        best = self.best
+        files = [saved for saved in self.loras if best is not None and saved.step == best.step]
+        kept = [saved for saved in files if BEST_ENDING in saved.path.removeprefix(self.name)]
+        return tuple(kept or files)
 
 
 class RunFolder:
@@ -106,6 +127,7 @@ class RunFolder:
         self.config_path = path / "config.toml"
         self.events_path = path / "events.jsonl"
         self.manifest_path = path / "dataset.json"
+        self.rebuild_path = path / "rebuild.json"
         self.samples_dir = path / "samples"
         self.checkpoints_dir = path / "checkpoints"
 
@@ -148,6 +170,14 @@ class RunFolder:
         """The settings that the run was started with."""
         return load_config(self.config_path)
 
+    def change(self, changes: Mapping[str, Any]) -> None:
+        """Changes settings, given as `section.field` -> value. Raises ConfigError for values that can't be."""
+        values = config_values(self.config())
+        for name, value in changes.items():
+            section, _, setting = name.partition(".")
+            values[section][setting] = value
+        Root(self.path).write_text_atomic(self.config_path, dump_config(parse_config(values)))
+
     def lock(self) -> FileLock:
         """Held by the process that trains; given back by the operating system even after kill -9."""
         return FileLock(self.path / "run.lock", thread_local=False)
@@ -174,12 +204,14 @@ class RunFolder:
             values["message"] = redact(values["message"].encode("utf-8", "backslashreplace").decode())
         line = json.dumps(values, ensure_ascii=False) + "\n"
         refuse_secrets(line, f"The event {values['event']} of this run")
-        with self.events_path.open("ab+") as file:
+        with self.events_path.open("ab+", buffering=0) as file:  # what a full disk leaves out is known here
             if file.tell() > 0:
                 file.seek(-1, 2)
                 if file.read(1) != b"\n":
                     line = "\n" + line
-            file.write(line.encode())
+            left = line.encode()
+            while left:
+                left = left[file.write(left) :]
 
 
 @dataclass
@@ -259,6 +291,8 @@ class RunHistory:
         self.checkpoint_step: int | None = None
         self.resumes: list[int] = []
         self.warnings: list[str] = []
+        self.changes: dict[str, str] = {}
+        self.astray: events.WentAstray | None = None
         self.sandbox: events.Sandboxed | None = None
         self.planned: events.Planned | None = None
         self.measured: events.Measured | None = None
@@ -276,13 +310,19 @@ class RunHistory:
                 self.steps.append(event)
                 self.smoothed.append(LOSS_SMOOTHING * previous + (1 - LOSS_SMOOTHING) * event.loss)
             case events.SampleSaved():
-                self.samples.append(event)
+                again = [one for one in self.samples if (one.step, one.index) != (event.step, event.index)]
+                self.samples = [*again, event]
             case events.LoraSaved():
                 self.loras = [saved for saved in self.loras if saved.path != event.path] + [event]
             case events.Validated():
-                self.validations.append(event)
+                before = [one for one in self.validations if one.step < event.step]
+                self.validations = [*before, event]  # a step may be measured again after a change of the settings
+            case events.LoraRemoved():
+                self.loras = [saved for saved in self.loras if saved.path != event.path]
             case events.CheckpointSaved():
                 self.checkpoint_step = event.step
+            case events.WentAstray():
+                self.astray = event
             case events.Planned():
                 self.planned = event
             case events.Measured():
@@ -303,10 +343,11 @@ class RunHistory:
             case events.Sandboxed():
                 self.sandbox = event
             case events.Started():
-                self.started, self.training = event, True
+                self.started, self.training, self.astray = event, True, None
             case events.Resumed():
                 self._cut_back(event.step)
                 self.resumes.append(event.step)
+                self.changes = event.changed
             case events.Stopping():
                 self.last_control = event
 
@@ -361,9 +402,12 @@ class RunHistory:
             validations=tuple(self.validations),
             resumes=tuple(self.resumes),
             warnings=tuple(self.warnings),
+            changes=self.changes,
+            astray=self.astray,
             sandbox=self.sandbox,
             planned=self.planned,
             measured=self.measured,
+            reason=self.last.reason if isinstance(self.last, events.Finished) else "",
         )
 
     def loss_curve(self, max_points: int = 400) -> list[LossPoint]:
@@ -387,68 +431,3 @@ def _seconds_per_step(steps: list[events.StepDone], window: int = 200) -> float 
     if len(recent) < 3:
         return recent[-1].seconds if recent else None
     return (recent[-1].time - recent[0].time) / (len(recent) - 1)
-
-
-def describe(event: Event, total_steps: int) -> str:
-    """One log line for an event, or an empty text when the log leaves it out."""
-    clock = _clock(event.time)
-    match event:
-        case events.Queued():
-            text = f"run {event.name} created"
-        case events.Preparing():
-            counted = f" {event.done} of {event.total}" if event.total else ""
-            if event.total and event.done not in (0, event.total):
-                return ""
-            text = f"{event.phase}{counted}"
-        case events.Sandboxed():
-            text = f"sandbox: {event.detail}"
-        case events.Started():
-            text = (
-                f"training {event.family} on {event.device}: {event.total_steps} steps, {event.num_images} pictures, "
-                f"{event.trainable_parameters:,} trainable parameters"
-            )
-        case events.Resumed():
-            text = f"going on from step {event.step}"
-        case events.StepDone():
-            if event.step % LOG_EVERY_N_STEPS and event.step not in (1, total_steps):
-                return ""
-            gradient = "skipped" if event.gradient_norm is None else f"{event.gradient_norm:.3f}"
-            text = (
-                f"step {event.step}/{total_steps}  loss {event.loss:.4f}  lr {event.learning_rate:.2e}  "
-                f"grad {gradient}  {event.seconds:.2f} s"
-            )
-        case events.Validated():
-            text = f"held-out loss {event.loss:.4f} at step {event.step}"
-        case events.SampleSaved():
-            text = f"sample at step {event.step}: {event.prompt}"
-        case events.CheckpointSaved():
-            text = f"checkpoint at step {event.step}"
-        case events.LoraSaved():
-            text = f"LoRA saved: {event.path} ({event.num_bytes / 1e6:.1f} MB, {event.key_format} keys)"
-        case events.Planned():
-            text = f"planned: about {duration(event.seconds)} (±{event.band:.0%}), by {event.source}"
-        case events.Measured():
-            text = f"needed {gigabytes(event.memory_bytes)} of memory and {gigabytes(event.disk_bytes)} on the disk"
-        case events.Warned():
-            text = f"warning: {event.message}"
-        case events.Stopping():
-            text = "pausing after this step" if event.pause else "stopping after this step, then saving"
-        case events.Paused():
-            text = f"paused at step {event.step}"
-        case events.Finished():
-            text = (
-                f"stopped at step {event.step}, everything is saved"
-                if event.stopped
-                else f"finished after {event.step} steps"
-            )
-        case events.Failed():
-            text = f"failed at step {event.step}: {event.message}" + (
-                f" (id {event.error_id})" if event.error_id else ""
-            )
-        case _:
-            raise AssertionError(f"no log line for {type(event).__name__}")
-    return f"{clock}  {text}"
-
-
-def _clock(seconds: float) -> str:
-    return datetime.datetime.fromtimestamp(seconds).strftime("%H:%M:%S")

@@ -18,6 +18,7 @@ from trainer.config.schema import LossType
 from trainer.dataset.batches import Sample
 from trainer.dataset.captions import training_caption
 from trainer.device import autocast
+from trainer.embeddings import stop_word
 from trainer.families.base import Conditioning
 from trainer.noise import Noise, draw_noise
 from trainer.optimizers import effective_rate
@@ -45,6 +46,8 @@ def train_step(run: Run) -> events.StepDone:
     """
     began = time.perf_counter()
     _stop_text_encoder(run)
+    if 0 < run.config.embedding.stop_step <= run.step:
+        stop_word(run.components)
     learning_rate = _set_learning_rates(run)
     batches = window(run)
     num_samples = sum(len(samples) for samples in batches)

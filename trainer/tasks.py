@@ -16,6 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from security.errors import Cancelled, SafelightError
+from security.roots import disk_is_full
 
 logger = logging.getLogger("safelight.tasks")
 
@@ -267,7 +268,7 @@ class Tasks:
         self._end(task, state, message)
 
     def _unforeseen(self, error: Exception, error_id: str) -> str:
-        if isinstance(error, OSError) and error.errno == 28:
+        if isinstance(error, OSError) and disk_is_full(error):
             return "The disk is full. Make room and start this again; what was done before is kept."
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             return "There was not enough memory. Try a smaller batch, or close other programs."

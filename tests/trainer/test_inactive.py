@@ -33,6 +33,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "as it is": (
         {},
         {
+            "embedding.num_vectors": 3,
+            "embedding.init_words": "red",
+            "embedding.learning_rate": 0.5,
+            "embedding.stop_step": 1,
             "optimizer.text_encoder_learning_rate": 1e-2,
             "optimizer.min_learning_rate_ratio": 0.5,
             "optimizer.num_cycles": 3,
@@ -59,6 +63,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "dataset.caption_dropout_rate": 1.0,
             "lora.adapter": "dora",
             "sample.guidance_scale": 1.0,
+            "training.spike_factor": 0.0,
         },
         {
             "dataset.max_aspect_ratio": 1.5,
@@ -66,6 +71,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "dataset.shuffle_tags": True,
             "dataset.keep_tokens": 1,
             "dataset.tag_dropout_rate": 0.5,
+            "save.keep_last_loras": 1,
+            "training.skip_spikes": True,
             "training.max_weight_norm": 0.01,
             "sample.negative_prompt": "green",
         },

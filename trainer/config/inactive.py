@@ -48,6 +48,16 @@ ROWS: tuple[InactiveRow, ...] = (
         "Does nothing while dataset.caption_dropout_rate is 1, since no caption is ever shown.",
     ),
     InactiveRow(
+        tuple(f"embedding.{field}" for field in ("num_vectors", "init_words", "learning_rate", "stop_step")),
+        lambda config, family: not config.embedding.word,
+        "Does nothing without a word to learn in embedding.word.",
+    ),
+    InactiveRow(
+        ("embedding.stop_step",),
+        lambda config, family: config.embedding.stop_step >= config.training.max_train_steps,
+        "Does nothing, since the run ends before: set it below training.max_train_steps.",
+    ),
+    InactiveRow(
         ("optimizer.text_encoder_learning_rate",),
         lambda config, family: not config.lora.train_text_encoder,
         "Does nothing while lora.train_text_encoder is off.",

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from security.errors import RefusedFile
 from security.images import open_image, to_rgb
-from security.roots import Root
+from security.roots import Root, disk_is_full
 from trainer.dataset.batches import PlacedPicture
 from trainer.dataset.buckets import Placement
 
@@ -31,11 +31,12 @@ def cache_key(*parts: object) -> str:
     return hashlib.sha256("\x1f".join([FORMAT, *map(str, parts)]).encode()).hexdigest()
 
 
-@dataclass(frozen=True)
+@dataclass
 class TensorCache:
     """Small safetensors files in a folder of the workspace's cache."""
 
     folder: Path
+    is_full: bool = False
 
     def get(self, key: str) -> dict[str, Tensor] | None:
         """The entry, or None when it isn't there or is damaged (it is then made again)."""
@@ -49,11 +50,16 @@ class TensorCache:
             return None
 
     def put(self, key: str, tensors: Mapping[str, Tensor]) -> None:
-        """Stores an entry; other processes see it whole or not at all."""
+        """Stores an entry; other processes see it whole or not at all. Without room `is_full` says so: it can be made again."""
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        Root(self.folder).write_bytes_atomic(path, save(stored))
+        try:
+            Root(self.folder).write_bytes_atomic(path, save(stored))
+        except OSError as error:
+            if not disk_is_full(error):
+                raise
+            self.is_full = True
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.safetensors"

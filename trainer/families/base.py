@@ -34,10 +34,19 @@ class UnusableLatents(SafelightError):
     """The VAE gave NaN or Inf. `indices` are the pictures of the batch that it happened to."""
 
     def __init__(self, indices: Sequence[int], dtype: torch.dtype) -> None:
-        self.indices = list(indices)
-        super().__init__(
-            f"The VAE gave no usable numbers for picture {', '.join(str(index) for index in indices)} of the batch "
-            f"(computed in {str(dtype).removeprefix('torch.')}). The picture file or the model's VAE is damaged: "
+        self.indices, self.dtype = list(indices), dtype
+        super().__init__(self._text(f"picture {', '.join(str(index) for index in indices)} of the batch"))
+
+    def of_picture(self, name: str) -> UnusableLatents:
+        """The same fault of the one picture of that name."""
+        named = UnusableLatents(self.indices, self.dtype)
+        named.args = (self._text(name),)
+        return named
+
+    def _text(self, what: str) -> str:
+        return (
+            f"The VAE gave no usable numbers (NaN or Inf) for {what} (computed in "
+            f"{str(self.dtype).removeprefix('torch.')}). The picture file or the model's VAE is damaged: "
             "replace the picture, or use a model with a working VAE."
         )
 
