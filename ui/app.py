@@ -19,6 +19,7 @@ from ui.tabs.models import models_tab
 from ui.tabs.runs import runs_tab
 from ui.tabs.settings import settings_tab
 from ui.tabs.start import start_demo, start_tab
+from ui.tabs.tools import tools_tab
 from ui.tabs.train import TrainTab
 
 
@@ -37,6 +38,7 @@ TABS = (
     Tab("dataset", "Dataset", dataset_tab),
     Tab("train", "Train", TrainTab),
     Tab("runs", "Runs", runs_tab),
+    Tab("tools", "Tools", tools_tab),
     Tab("settings", "Settings", settings_tab),
 )
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}

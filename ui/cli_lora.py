@@ -381,11 +381,13 @@ def _run(options: argparse.Namespace, title: str, work: Callable[[TaskControl], 
             "path": str(outcome.path),
             "message": outcome.sentence,
             "notes": list(outcome.notes),
+            "loads": outcome.loads,
             "kept": outcome.kept,
         }
         print(json.dumps({**values, "layers": outcome.rows()}))
         return 0
-    print("\n".join([outcome.sentence, *outcome.notes, f"It is {outcome.path}"]))
+    lines = [outcome.sentence, outcome.loads, *outcome.notes, f"It is {outcome.path}"]
+    print("\n".join(line for line in lines if line))
     if getattr(options, "layers", False):
         rows = [("LAYER", "BEFORE", "AFTER", "KEPT")]
         rows += [

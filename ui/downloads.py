@@ -17,6 +17,7 @@ from security.policy import IMAGE_SUFFIXES
 from security.roots import Root
 from trainer.dataset.scan import dataset_names, find_dataset
 from trainer.dataset.thumbnails import thumbnail_of
+from trainer.lora_files.shelf import file_of
 from trainer.runs import RunFolder
 from trainer.workspace import Workspace
 from ui.services import Services
@@ -66,9 +67,17 @@ def routes(services: Services) -> list[Route]:
         except (SafelightError, OSError):
             return PlainTextResponse("There is no such picture.", status_code=404)
 
+    def lora_file(request: Request) -> Response:
+        try:
+            path = file_of(services.workspace, request.path_params["name"])
+        except (SafelightError, OSError):
+            return PlainTextResponse("There is no such file.", status_code=404)
+        return _send(services.workspace, path, thumbnail=False)
+
     return [
         Route(f"/{FILES_PREFIX}/runs/{{run}}/{{path:path}}", run_file, methods=["GET"]),
         Route(f"/{FILES_PREFIX}/datasets/{{dataset}}/{{path:path}}", dataset_file, methods=["GET"]),
+        Route(f"/{FILES_PREFIX}/loras/{{name}}", lora_file, methods=["GET"]),
         *export_routes(services),
         upload_route(services),
     ]

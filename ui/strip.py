@@ -12,7 +12,7 @@ from ui.model_views import CANCEL, with_download
 from ui.monitor import run_action
 from ui.services import Services
 from ui.tabs.models import download_action
-from ui.task_views import CANCEL_TASK, with_task
+from ui.task_views import CANCEL_TASK, LORA_KIND, with_task
 from ui.views import strip_values
 from ui.widgets import drawn_view
 
@@ -30,8 +30,10 @@ def status_strip(services: Services) -> gr.HTML:
         if text_of(argument, "action") == CANCEL:
             return download_action(services, text_of(argument, "download"), "cancel")
         if text_of(argument, "action") == CANCEL_TASK:
-            services.studio.tasks.cancel(text_of(argument, "task"))
-            return {"text": "It ends soon. What it has done is kept and can be undone."}
+            task = services.studio.tasks.get(text_of(argument, "task"))
+            services.studio.tasks.cancel(task.id)
+            left = "Nothing is left of it." if task.kind == LORA_KIND else "What it has done is kept and can be undone."
+            return {"text": f"It ends soon. {left}"}
         return run_action(services, text_of(argument, "run"), text_of(argument, "action"))
 
     return drawn_view("strip", functions=[strip_state, strip_action], events=["state"])

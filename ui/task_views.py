@@ -9,6 +9,8 @@ from trainer.words import duration
 
 CANCEL_TASK = "cancel_task"
 """The strip's action on a task."""
+LORA_KIND = "lora"
+"""Tasks of the Tools tab, which belong to no dataset."""
 WORDS = {
     "import": "Importing",
     "tag": "Tagging",
@@ -20,11 +22,12 @@ WORDS = {
     "export": "Exporting",
     "publish": "Uploading",
     "preflight": "Checking",
+    LORA_KIND: "Making",
 }
 """The state of a strip that shows a task of this kind; others are "Working"."""
 
 
-TABS = {"preflight": "train"}
+TABS = {"preflight": "train", LORA_KIND: "tools"}
 """The tab that shows a task of this kind; others are on the Dataset tab."""
 
 
@@ -41,16 +44,16 @@ def with_task(values: dict[str, Any], task: TaskView | None) -> dict[str, Any]:
     values = {**values, "task": "", "tab": ""}
     if task is None:
         return values
-    word, line = WORDS.get(task.kind, "Working"), task_line(task)
+    word, line, name = WORDS.get(task.kind, "Working"), task_line(task), task.dataset or task.title
     if values["active"]:
-        beside = " · ".join(part for part in (values["beside"], f"{word} {task.dataset} · {line}") if part)
+        beside = " · ".join(part for part in (values["beside"], f"{word} {name} · {line}") if part)
         return {**values, "beside": beside, "task": task.id}
     return {
         **values,
         "word": word,
         "tone": "good" if task.state is TaskState.RUNNING else "busy",
-        "title": f"{task.percent}% {task.dataset} - Safelight",
-        "name": task.dataset,
+        "title": f"{task.percent}% {name} - Safelight",
+        "name": name,
         "run": "",
         "task": task.id,
         "tab": TABS.get(task.kind, "dataset"),

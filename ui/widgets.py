@@ -38,6 +38,7 @@ SCRIPTS = (
     "studio_prepare",
     "studio_export",
     "studio_publish",
+    "tools",
     "form",
     "access",
     "settings",

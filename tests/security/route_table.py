@@ -52,6 +52,8 @@ OPEN_ROUTES: dict[str, tuple[str, int]] = {
     "HEAD /safelight/runs/{run}/{path:path}": ("/safelight/runs/x1/config.toml", 404),
     "GET /safelight/datasets/{dataset}/{path:path}": ("/safelight/datasets/ink/01-rabbit-face.png", 200),
     "HEAD /safelight/datasets/{dataset}/{path:path}": ("/safelight/datasets/ink/01-rabbit-face.png", 200),
+    "GET /safelight/loras/{name}": ("/safelight/loras/x1.safetensors", 404),
+    "HEAD /safelight/loras/{name}": ("/safelight/loras/x1.safetensors", 404),
     "GET /safelight/exports/{key}/{name}": ("/safelight/exports/x1/x1.zip", 404),
     "HEAD /safelight/exports/{key}/{name}": ("/safelight/exports/x1/x1.zip", 404),
     "POST /safelight/upload": ("/safelight/upload?upload_id=x1&name=a.exe&at=0&size=1", 415),

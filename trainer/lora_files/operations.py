@@ -62,7 +62,7 @@ def resize_lora(
     num_bytes, loads = save(dataclasses.replace(file, layers=layers, metadata=metadata), target, form, [file])
     before = gigabytes(source.path.stat().st_size) if source.path != target else ""
     sentence = f"{target.stem}: {told(reports, num_bytes)}" + (f" {source.name} has {before}." if before else "")
-    return Outcome(target, sentence, tuple(reports), (loads, *_unread(file, source.name)), kept_overall(reports))
+    return Outcome(target, sentence, tuple(reports), _unread(file, source.name), kept_overall(reports), loads)
 
 
 def merge_loras(
@@ -100,7 +100,7 @@ def merge_loras(
     notes = [note for one, file in zip(sources, files, strict=True) for note in _unread(file, one.name)]
     notes += _prediction_note([file.metadata.get("modelspec.prediction_type", "") for file in files])
     sentence = f"{target.stem} is {sum_of}: {told(reports, num_bytes)}"
-    return Outcome(target, sentence, tuple(reports), (loads, *notes), kept_overall(reports))
+    return Outcome(target, sentence, tuple(reports), tuple(notes), kept_overall(reports), loads)
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def extract_lora(
         )
     sentence = f"{target.stem} is what {tuned.name} adds to {base.name}: {told(found.reports, num_bytes)}"
     notes += _prediction_note(predicts)
-    return Outcome(target, sentence, tuple(found.reports), (loads, *notes), found.kept)
+    return Outcome(target, sentence, tuple(found.reports), tuple(notes), found.kept, loads)
 
 
 def bake_loras(base: Path, sources: Sequence[Weighted], target: Path, *, control: TaskControl | None = None) -> Outcome:
@@ -194,7 +194,7 @@ def convert_lora(
     )
     if reports:
         sentence += f" Of other kinds became LoRA: {told(reports, num_bytes)}"
-    return Outcome(target, sentence, tuple(reports), (loads, *_unread(file, source.name)), kept_overall(reports))
+    return Outcome(target, sentence, tuple(reports), _unread(file, source.name), kept_overall(reports), loads)
 
 
 @contextmanager

@@ -42,7 +42,7 @@ DYNAMIC = "Dynamic"
 class Outcome:
     """What a tool has made: where it lies, a sentence about it, notes, and what became of each layer.
 
-    `kept`: the share of the squared norm of all layers that the result holds.
+    `kept`: the share of the squared norm of all layers that the result holds. `loads`: which programs load it, in words.
     """
 
     path: Path
@@ -50,6 +50,7 @@ class Outcome:
     reports: tuple[LayerReport, ...] = ()
     notes: tuple[str, ...] = ()
     kept: float = 1.0
+    loads: str = ""
 
     def rows(self) -> list[dict[str, Any]]:
         """The layers as plain values, those that lost most first."""

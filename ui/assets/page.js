@@ -257,7 +257,7 @@
   // ---- keys -------------------------------------------------------------------------------------------------
 
   const KEYS = [
-    ["1 … 6", "open a tab"],
+    ["1 … 7", "open a tab"],
     ["/", "find on this tab"],
     ["g then r", "the current run"],
     ["arrow keys, Home, End", "move between tabs, steps and prompts"],

@@ -137,6 +137,8 @@
     }
   }
 
+  studio.Sending = Sending;
+
   // ---- the panel ------------------------------------------------------------------------------------------------
 
   window.safelight.define("studio_import", ({ element, server }) => {

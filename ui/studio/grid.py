@@ -22,6 +22,7 @@ from ui.studio.asked import caption_of, dataset_of, names_of
 from ui.studio.panels import Answer
 from ui.studio.rows import mark_of, mark_row, picture_facts, picture_rows, task_row
 from ui.studio.sizes import run_with
+from ui.task_views import LORA_KIND
 
 MAX_STEPS_BACK = 100_000
 SHOWN_EDITS = 300
@@ -65,7 +66,7 @@ class StudioDesk:
             "trigger": dataset.settings.trigger_word,
             "made_from": dataset.settings.made_from,
             "datasets": self._shelf(dataset.name, revision),
-            "tasks": [task_row(task) for task in self.services.studio.tasks.all()],
+            "tasks": [task_row(task) for task in self.services.studio.tasks.all() if task.kind != LORA_KIND],
         }
 
     def studio_rows(self, argument: Any = None) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from trainer.dataset.fetched import AddressOptions, import_address
 from trainer.dataset.importing import ARCHIVE_SUFFIX, check_name, import_files, import_paths
 from trainer.dataset.incoming import WANTED_SUFFIXES
 from trainer.dataset.studio import Studio
+from trainer.models.files import WEIGHT_SUFFIX
 from trainer.tasks import TaskControl, Work
 from ui.messages import ShownError, number_of, text_of
 from ui.services import IMPORT_FOLDER, Services
@@ -33,6 +34,7 @@ from ui.views import FILES_PREFIX
 
 UPLOAD_PATH = f"/{FILES_PREFIX}/upload"
 UPLOAD_SUFFIXES = (*WANTED_SUFFIXES, ARCHIVE_SUFFIX)
+"""What a dataset takes. The Tools tab has LoRA files sent by the same way."""
 
 _uploads: WeakKeyDictionary[Studio, Uploads] = WeakKeyDictionary()
 
@@ -41,7 +43,7 @@ def uploads_of(services: Services) -> Uploads:
     """What browsers are sending to this page."""
     studio = services.studio
     if studio not in _uploads:
-        _uploads[studio] = Uploads(UPLOAD_SUFFIXES, lambda: _staging(studio))
+        _uploads[studio] = Uploads((*UPLOAD_SUFFIXES, WEIGHT_SUFFIX), lambda: _staging(studio))
     return _uploads[studio]
 
 
