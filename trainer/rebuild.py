@@ -185,8 +185,7 @@ def check_rebuild(workspace: Workspace, recipe: Recipe, config: TrainConfig) -> 
             raise SafelightError(inputs.missing)
         plan = plan_dataset(workspace, config)
     except SafelightError as error:
-        missing = Difference(f"{error} Where it lies under another name, say so: {_flags_of(config)}.", True)
-        return Checked(config, recipe, (*differences, missing), possible=False)
+        return Checked(config, recipe, (Difference(str(error), True), *differences), possible=False)
     if inputs.model.fingerprint != recipe.base.get("fingerprint"):
         differences.append(
             Difference(
@@ -205,11 +204,6 @@ def check_rebuild(workspace: Workspace, recipe: Recipe, config: TrainConfig) -> 
     now = json.loads(run_manifest(sources, plan.placed, plan.held_out_source, plan.held_out))
     found = dataset_differences(recipe.manifest, now)
     return Checked(config, recipe, (*(Difference(text, True) for text in found), *differences), possible=True)
-
-
-def _flags_of(config: TrainConfig) -> str:
-    used = {"model.base": True, "dataset.folder": True, "validation.folder": bool(config.validation.folder)}
-    return ", ".join(f"--{name} PATH" for name, is_used in used.items() if is_used)
 
 
 def _course_differences(recipe: Recipe, config: TrainConfig) -> list[Difference]:

@@ -52,7 +52,13 @@ def _rows(dataset: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     rows = dataset.get("pictures")
     if not isinstance(rows, list) or not all(isinstance(row, dict) and "picture" in row for row in rows):
         raise RefusedConfig("The list of pictures in the file is damaged. Take another copy of it.")
-    return {str(row["picture"]): row for row in rows}
+    merged: dict[str, dict[str, Any]] = {}
+    for row in rows:  # a picture has a row for each size that it is trained at
+        own = merged.setdefault(str(row["picture"]), {"sha256": row.get("sha256")})
+        for key in LOOKS_AT:
+            if key != "sha256":
+                own.setdefault(key, []).append(row.get(key))
+    return dict(merged)
 
 
 def _picture_differences(old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -11,6 +11,7 @@ from trainer.jobs import Jobs
 from trainer.models.catalog import catalog
 from trainer.models.library import list_models
 from trainer.models.text import gigabytes
+from trainer.runs import Progress
 from trainer.workspace import Workspace
 
 
@@ -18,19 +19,27 @@ def list_runs(workspace: Workspace, *, as_json: bool) -> int:
     """Prints every run, newest first."""
     runs = Jobs(workspace).runs()
     if as_json:
-        fields = ("run_id", "name", "state", "step", "total_steps", "loss", "created", "message", "can_resume")
-        print(json.dumps([{field: getattr(run, field) for field in fields} for run in runs], indent=1))
+        fields = ("run_id", "name", "state", "step", "total_steps", "loss", "created", "message", "can_resume", "notice")
+        listed = [{field: getattr(run, field) for field in fields} | _best(run) for run in runs]
+        print(json.dumps(listed, indent=1))
         return 0
     if not runs:
         print(f"No runs in {workspace.path} yet. `demo` makes the first one.")
         return 0
-    rows = [("RUN", "STATE", "STEP", "LOSS", "STARTED")]
+    rows = [("RUN", "STATE", "STEP", "LOSS", "BEST", "STARTED")]
     for run in runs:
         loss = "" if run.loss is None else f"{run.loss:.4f}"
         started = datetime.datetime.fromtimestamp(run.created).strftime("%Y-%m-%d %H:%M")
-        rows.append((run.run_id, run.state.value, f"{run.step}/{run.total_steps}", loss, started))
+        best = f"{run.best.loss:.4f} at {run.best.step}" if run.best else ""
+        rows.append((run.run_id, run.state.value, f"{run.step}/{run.total_steps}", loss, best, started))
     print_table(rows)
     return 0
+
+
+def _best(run: Progress) -> dict[str, object]:
+    """The step with the lowest held-out loss, and its files; empty where none was measured."""
+    files = [saved.path for saved in run.recommended]
+    return {"best_step": run.best.step, "best_loss": run.best.loss, "recommended": files} if run.best else {}
 
 
 def list_base_models(workspace: Workspace, *, as_json: bool) -> int:

@@ -50,7 +50,10 @@ def rebuild(workspace: Workspace, options: argparse.Namespace) -> int:
     if options.check:
         return 0 if checked.is_same and checked.possible else NOT_THE_SAME
     if not checked.possible:
-        raise SafelightError("The run can't be rebuilt here: see above what is missing.")
+        raise SafelightError(
+            "The run can't be rebuilt here: see above what is missing. Where it lies under another name, say so: "
+            "--model.base PATH, --dataset.folder PATH (`rebuild --help` has all of them)."
+        )
     if not (checked.is_same or options.anyway):
         raise SafelightError("The LoRA would be another one: see above why. --anyway trains it all the same.")
     configure_logging(workspace)

@@ -25,7 +25,7 @@ from ui.studio.exporting import export_routes
 from ui.studio.importing import upload_route
 from ui.views import FILES_PREFIX
 
-DOWNLOAD_SUFFIXES = frozenset({".safetensors", ".toml"})
+DOWNLOAD_SUFFIXES = frozenset({".safetensors", ".toml", ".json"})
 IMAGE_TYPES = {
     ".png": "image/png",
     ".jpg": "image/jpeg",
@@ -48,7 +48,7 @@ def routes(services: Services) -> list[Route]:
                 return PlainTextResponse(text + "\n", headers={**HEADERS, **_as_download(f"{run_id}-log.txt")})
             progress = services.jobs.progress(run_id)
             samples, loras = (saved.path for saved in progress.samples), (saved.path for saved in progress.loras)
-            shown = {"config.toml", *samples, *loras}
+            shown = {"config.toml", folder.rebuild_path.name, *samples, *loras}
             if path not in shown:
                 return PlainTextResponse("There is no such file.", status_code=404)
             whole = Root(folder.path).child(*path.split("/"))

@@ -8,7 +8,11 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
+from trainer import events
 from trainer.families import FAMILIES
+from trainer.lora_files.programs import programs_in_words
+from trainer.preflight.estimates import judged
+from trainer.rebuild import Checked
 from trainer.runs import LossPoint, Progress, RunState
 from trainer.words import duration
 from ui.machine import gigabytes
@@ -69,7 +73,7 @@ def headline(progress: Progress) -> str:
         case RunState.PAUSED:
             return f"at step {step} of {total}, its memory is given back"
         case RunState.STOPPED:
-            return f"at step {step} of {total}, everything is saved"
+            return progress.reason or f"at step {step} of {total}, everything is saved"
         case RunState.FINISHED:
             return f"{total} steps in {duration(progress.elapsed_seconds)} · {_num_files(progress)}"
         case RunState.FAILED:
@@ -127,11 +131,17 @@ def run_detail(progress: Progress) -> dict[str, Any]:
         "actions": [[action, _label(action, progress)] for action in actions],
         "facts": _facts(progress),
         "loss_text": loss_text(progress),
+        "notice": progress.notice,
+        "best": best_text(progress),
         "samples": [_sample(progress.run_id, sample) for sample in progress.samples],
-        "files": [_file(progress.run_id, saved) for saved in reversed(progress.loras)],
+        "files": [
+            {**_file(progress.run_id, saved), "recommended": saved in progress.recommended}
+            for saved in reversed(progress.loras)
+        ],
         "links": {
             "log": run_url(progress.run_id, "log.txt"),
             "config": run_url(progress.run_id, "config.toml"),
+            "rebuild": run_url(progress.run_id, "rebuild.json") if progress.total_steps else "",
         },
         "step": progress.step,
     }
@@ -178,9 +188,20 @@ def _facts(progress: Progress) -> list[list[str]]:
         ("Gradient norm", f"{progress.gradient_norm:.3g}" if progress.gradient_norm is not None else None),
         ("Time per step", f"{progress.seconds_per_step:.2f} s" if progress.seconds_per_step is not None else None),
         ("Sandbox", _sandbox(progress)),
+        ("Plan", plan_text(progress) or None),
         ("Running for", duration(progress.elapsed_seconds) if progress.elapsed_seconds else None),
     ]
     return [[name, value] for name, value in facts if value is not None]
+
+
+def plan_text(progress: Progress) -> str:
+    """What was planned, and once the run is over what happened; empty for a run that nothing was known of."""
+    planned = progress.planned
+    if planned is None:
+        return ""
+    if progress.measured is None or progress.state is not RunState.FINISHED:
+        return f"about {duration(planned.seconds)} ±{planned.band:.0%}, by {planned.source}"
+    return judged(planned, progress.elapsed_seconds, progress.measured)
 
 
 def _sandbox(progress: Progress) -> str | None:
@@ -196,30 +217,52 @@ def loss_text(progress: Progress) -> str:
     texts = []
     if progress.loss is not None:
         texts.append(f"Loss {progress.loss:.4f} (smoothed) after {progress.step} steps.")
-    if len(progress.validations) > 1:
-        first, last = progress.validations[0], progress.validations[-1]
+    if not progress.validations:
+        return " ".join(texts)
+    first, last, best = progress.validations[0], progress.validations[-1], progress.best
+    if last is first:
+        texts.append(f"Held-out loss {first.loss:.4f} at step {first.step}.")
+    else:
         change = 100 * (last.loss - first.loss) / first.loss if first.loss else 0.0
         texts.append(
             f"Held-out loss {first.loss:.4f} at step {first.step}, {last.loss:.4f} at step {last.step} ({change:+.0f}%)."
         )
-    elif progress.validations:
-        texts.append(f"Held-out loss {progress.validations[0].loss:.4f} at step {progress.validations[0].step}.")
+    if best is not None and best.step != last.step:
+        texts.append(f"It was lowest at step {best.step}: {best.loss:.4f}.")
+    if last.train_loss is not None:
+        texts.append(f"Training pictures measured in the same way: {last.train_loss:.4f}.")
     return " ".join(texts)
+
+
+def best_text(progress: Progress) -> str:
+    """Which file to take, where the held-out loss says so; empty where it says nothing."""
+    best, files = progress.best, progress.recommended
+    if best is None or not files:
+        return ""
+    names = " and ".join(PurePosixPath(saved.path).name for saved in files)
+    others = "" if best.step == progress.step else " No later step was better on pictures that are not trained."
+    return f"Recommended: {names}, with the lowest held-out loss ({best.loss:.4f} at step {best.step}).{others}"
 
 
 def curve(points: list[LossPoint], progress: Progress) -> dict[str, Any]:
     """The loss curve's numbers, rounded: what the chart and its table are drawn from."""
     return {
         "points": [[point.step, _short(point.low), _short(point.high), _short(point.smoothed)] for point in points],
-        "validations": [[validated.step, _short(validated.loss)] for validated in progress.validations],
+        "validations": [_measured(validated) for validated in progress.validations],
+        "best": progress.best.step if progress.best else None,
         "resumes": list(progress.resumes),
         "total": progress.total_steps,
     }
 
 
-def _short(value: float) -> float | None:
+def _measured(one: events.Validated) -> list[float | None]:
+    """Step, held-out loss with its standard error, loss on training pictures with its own."""
+    return [one.step, *(_short(value) for value in (one.loss, one.spread, one.train_loss, one.train_spread))]
+
+
+def _short(value: float | None) -> float | None:
     """Five digits are more than a screen shows; not-a-number has no JSON form and becomes a gap."""
-    return float(f"{value:.5g}") if math.isfinite(value) else None
+    return float(f"{value:.5g}") if value is not None and math.isfinite(value) else None
 
 
 def _sample(run_id: str, sample: Any) -> dict[str, Any]:
@@ -236,15 +279,35 @@ def _sample(run_id: str, sample: Any) -> dict[str, Any]:
 
 
 def _file(run_id: str, saved: Any) -> dict[str, Any]:
-    fits = "ComfyUI, A1111, Forge and most tools" if saved.key_format == "kohya" else "diffusers and peft"
+    # Runs of older versions don't tell; they wrote plain LoRAs only.
+    older = "ComfyUI, A1111, Forge and most tools" if saved.key_format == "kohya" else "diffusers and peft"
     return {
         "name": PurePosixPath(saved.path).name,
         "step": saved.step,
         "size": gigabytes(saved.num_bytes),
-        "fits": fits,
+        "fits": programs_in_words(saved.loads_in) if saved.loads_in else older,
+        "unfit": [sentence for sentence in saved.loads_in.values() if sentence],
         "sha256": saved.sha256,
         "url": run_url(run_id, saved.path),
     }
+
+
+def rebuild_told(checked: Checked) -> dict[str, Any]:
+    """What the dialog says of an imported file that rebuilds a run: everything that is other than it was."""
+    lines = [["bad" if one.decisive else "busy", one.text] for one in checked.differences]
+    if not checked.possible:
+        intro = (
+            "The form has the settings of that run, but something is missing here. Choose it in the form, then start."
+        )
+    elif not checked.is_same:
+        intro = "The form has the settings of that run, but the LoRA will be another one:"
+    elif lines:
+        intro = (
+            "Pictures, captions and base are those of that run. Start training, and the LoRA is the same but for this:"
+        )
+    else:
+        intro = "Everything is as in that run. Start training, and the LoRA is the same, bit for bit."
+    return {"title": "A run to rebuild", "intro": intro, "lines": lines}
 
 
 def run_url(run_id: str, path: str) -> str:

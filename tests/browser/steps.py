@@ -40,7 +40,7 @@ def fill_form_from(page: Page, settings: Path) -> None:
     """Imports a TOML file on the Train tab."""
     open_tab(page, "Train")
     with page.expect_file_chooser() as chooser:
-        page.get_by_role("button", name="Import TOML").click()
+        page.locator("#import-config").click()
     chooser.value.set_files(settings)
     expect(page.locator("#set-name input")).to_have_value(settings.stem)
 

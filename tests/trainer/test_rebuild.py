@@ -240,7 +240,7 @@ def test_what_is_missing_is_named_with_the_way_out(first: Workspace, tmp_path: P
     empty = Workspace.open(tmp_path / "empty")
     found = checked(empty, recipe_path(first))
     assert not found.possible and not found.is_same
-    assert "--dataset.folder PATH" in decisive(found)[-1]
+    assert "There is no dataset named 'set'" in decisive(found)[0]
     pictures, base = first.datasets_dir / "set", first.models_dir / "base"
     flags = ("--dataset.folder", str(pictures), f"--model.base={base}", "--name", "again")
     found = checked(empty, recipe_path(first), *flags)

@@ -82,7 +82,7 @@ def test_not_a_number_becomes_a_gap_in_the_curve() -> None:
     points = [LossPoint(1, math.nan, math.inf, 0.123456789)]
     drawn = curve(points, Progress("r", "r", RunState.FAILED, validations=(events.Validated(1, math.nan),)))
     assert drawn["points"] == [[1, None, None, 0.12346]]
-    assert drawn["validations"] == [[1, None]]
+    assert drawn["validations"] == [[1, None, 0.0, None, 0.0]]
     json.dumps(drawn, allow_nan=False)
 
 

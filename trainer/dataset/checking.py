@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from security.errors import RefusedFile, SafelightError
-from trainer.config.schema import TrainConfig
+from trainer.config.schema import TrainConfig, ValidationConfig
 from trainer.dataset.buckets import Placement
 from trainer.dataset.captions import with_trigger
 from trainer.dataset.facts import PictureFacts, facts_of
@@ -256,7 +256,9 @@ def _checked(
 def _placements(studio: Studio, dataset: Dataset, config: TrainConfig, step: int) -> Mapping[str, Placement]:
     """How training crops the pictures of this dataset when it is the only one of the run."""
     alone = config.dataset.model_copy(update={"folder": dataset.name, "more": (), "regularisation": ()})
-    plan = plan_dataset(studio.workspace, config.model_copy(update={"dataset": alone}), step)
+    # none held out: the crop of every picture is asked for
+    config = config.model_copy(update={"dataset": alone, "validation": ValidationConfig()})
+    plan = plan_dataset(studio.workspace, config, step)
     return {name: one.placement for name, one in plan.of_source().items()}
 
 

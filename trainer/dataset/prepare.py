@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError
 from security.errors import RefusedConfig, SafelightError
 from security.roots import Root, refuse_full_disk
 from trainer.config.files import Setting, section_settings
-from trainer.config.schema import Section, TrainConfig
+from trainer.config.schema import Section, TrainConfig, ValidationConfig
 from trainer.dataset.buckets import Placement
 from trainer.dataset.fixes import frame_box
 from trainer.dataset.pieces import (
@@ -163,7 +163,7 @@ def _new_folder(studio: Studio, name: str) -> Path:
 
 def _placements(studio: Studio, dataset: Dataset, config: TrainConfig) -> Mapping[str, Placement]:
     alone = config.dataset.model_copy(update={"folder": dataset.name, "more": (), "regularisation": ()})
-    config = config.model_copy(update={"dataset": alone})
+    config = config.model_copy(update={"dataset": alone, "validation": ValidationConfig()})  # none held out
     try:
         step = model_step(studio.workspace, config.model.base)
     except SafelightError:  # the base may be chosen later; until then sizes are those of the usual models

@@ -26,12 +26,17 @@
     return values;
   }
 
+  const square = (x, y, half, kind) => s("rect", { x: x - half, y: y - half, width: 2 * half, height: 2 * half, class: kind });
   const number = (value) => String(Number(value.toPrecision(3)));
+
+  /** A measured loss with its standard error to both sides; nothing where it was not measured. */
+  const around = (loss, spread) => (loss === null ? [] : [loss - (spread ?? 0), loss + (spread ?? 0)]);
 
   /** The range of the y axis: everything that is smoothed or held out, and the raw losses without their wildest 2 %. */
   function range(data) {
     const raw = data.points.flatMap(([, low, high]) => [low, high]).filter((value) => value !== null).sort((a, b) => a - b);
-    const sure = [...data.points.map((point) => point[3]), ...data.validations.map((point) => point[1])].filter((v) => v !== null);
+    const measured = data.validations.flatMap(([, loss, spread, trained, its]) => [...around(loss, spread), ...around(trained, its)]);
+    const sure = [...data.points.map((point) => point[3]), ...measured].filter((v) => v !== null);
     const at = (share) => raw[Math.min(raw.length - 1, Math.floor(share * raw.length))];
     const low = Math.min(at(0.01), ...sure);
     const high = Math.max(at(0.98), ...sure);
@@ -57,9 +62,25 @@
     const line = (points) => points.map(([step, loss], at) => `${at ? "L" : "M"}${x(step).toFixed(1)} ${y(loss).toFixed(1)}`).join("");
     svg.append(s("path", { d: line(raw), class: "raw" }));
     svg.append(s("path", { d: line(kept.map(([step, , , smooth]) => [step, smooth])), class: "smooth" }));
-    const held_out = data.validations.filter(([, loss]) => loss !== null);
-    if (held_out.length > 1) svg.append(s("path", { d: line(held_out), class: "held-out" }));
-    for (const [step, loss] of held_out) svg.append(s("circle", { cx: x(step), cy: y(loss), r: 4.5, class: "held-out" }));
+    const trained = data.validations.map(([step, , , loss, spread]) => [step, loss, spread]);
+    for (const [rows, kind] of [
+      [trained, "trained"],
+      [data.validations, "held-out"],
+    ]) {
+      const shown = rows.filter(([, loss]) => loss !== null);
+      const edge = (sign) => shown.map(([step, loss, spread]) => [step, loss + sign * (spread ?? 0)]);
+      if (shown.length > 1) {
+        svg.append(s("path", { d: `${line([...edge(1), ...edge(-1).reverse()])}Z`, class: `band ${kind}` }));
+        svg.append(s("path", { d: line(shown), class: kind }));
+      }
+      const size = shown.length > 60 ? 2 : 4;
+      for (const [step, loss] of shown) {
+        const mark = kind === "held-out" ? s("circle", { cx: x(step), cy: y(loss), r: size, class: kind }) : square(x(step), y(loss), size, kind);
+        svg.append(mark);
+      }
+    }
+    const best = data.validations.find(([step]) => step === data.best);
+    if (best) svg.append(s("circle", { cx: x(best[0]), cy: y(best[1]), r: 8, class: "best" }));
     return svg;
   }
 
@@ -70,12 +91,20 @@
       { class: "sl-legend" },
       entry("smooth", "loss, smoothed"),
       entry("raw", "each step"),
-      data.validations.length ? entry("held-out", "held-out pictures") : null,
+      data.validations.length ? entry("held-out", "held-out pictures, with standard error") : null,
+      data.validations.some((row) => row[3] !== null) ? entry("trained", "training pictures, measured in the same way") : null,
+      data.best === null ? null : entry("best", `lowest held-out loss (step ${data.best})`),
       data.resumes.length ? entry("resume", "went on here") : null,
     );
   }
 
+  const MEASURED = ["Step", "Held-out loss", "± standard error", "Training pictures", "± standard error", "Gap"];
+
   function table(data) {
+    const told = ([step, loss, spread, trained, its]) => {
+      const gap = trained === null || loss === null ? null : number(loss - trained);
+      return [step === data.best ? `${step} (lowest)` : step, loss, spread, trained, trained === null ? null : its, gap];
+    };
     const every = Math.max(1, Math.ceil(data.points.length / 20));
     const shown = data.points.filter((_, at) => at % every === 0 || at === data.points.length - 1);
     const row = (cells) => h("tr", {}, cells.map((cell, at) => h(at ? "td" : "th", at ? {} : { scope: "row" }, cell === null ? "-" : String(cell))));
@@ -86,7 +115,7 @@
       h("summary", {}, "The numbers as a table"),
       h("table", { class: "sl-table" }, head(["Step", "Lowest", "Highest", "Smoothed"]), h("tbody", {}, shown.map(row))),
       data.validations.length
-        ? h("table", { class: "sl-table" }, head(["Step", "Held-out loss"]), h("tbody", {}, data.validations.map(row)))
+        ? h("div", { class: "sl-scroll" }, h("table", { class: "sl-table" }, head(MEASURED), h("tbody", {}, data.validations.map(told).map(row))))
         : null,
     );
   }

@@ -106,8 +106,15 @@
       );
     }
 
+    /** What is to be known of an imported file. */
+    function show_imported({ title, intro, lines }) {
+      const list = lines.map(([tone, text]) => h("li", { class: `sl-${tone}` }, `${{ bad: "Differs: ", busy: "Note: " }[tone] || ""}${text}`));
+      open_dialog(title, h("div", {}, h("p", {}, intro), list.length ? h("ul", { class: "sl-notes" }, list) : null));
+    }
+
     function show() {
       const value = props.value || {};
+      if (value.imported) return show_imported(value.imported);
       if (value.export) return show_export(value.export);
       if (!value.plan) return;
       plan.className = `sl-message sl-${value.plan.tone}`;

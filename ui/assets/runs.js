@@ -147,14 +147,16 @@
       chip.className = `sl-chip sl-${run.tone}`;
       setText(chip, run.word);
       setText(line, run.headline);
-      redraw(message, [run.message, run.failed, run.warnings], () => [
+      redraw(message, [run.message, run.failed, run.warnings, run.notice, run.best], () => [
         run.message ? h("p", { class: `sl-message ${run.failed ? "sl-bad" : "sl-busy"}`, role: run.failed ? "alert" : null }, run.message) : null,
+        run.notice ? h("p", { class: "sl-message sl-busy", role: "status" }, run.notice) : null,
+        run.best ? h("p", { class: "sl-message sl-good" }, run.best) : null,
         ...run.warnings.map((text) => h("p", { class: "sl-message" }, text)),
       ]);
       redraw(buttons, [run.id, run.actions], () => run.actions.map((action) => action_button(run, action)));
       redraw(facts, run.facts, () => run.facts.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
       redraw(panels.samples, run.samples, () => sample_rows(run.samples));
-      redraw(panels.files, [run.files, run.active], () => file_rows(run));
+      redraw(panels.files, [run.files, run.active, run.links.rebuild], () => [...file_rows(run), rebuild_row(run)]);
       log_link.href = run.links.log;
       config_link.href = run.links.config;
     }
@@ -192,6 +194,18 @@
       return h("button", { type: "button", class: "sl-hash", onclick: () => copy(file.sha256), ...told }, `sha256 ${file.sha256.slice(0, 8)}…`);
     }
 
+    function rebuild_row(run) {
+      if (!run.links.rebuild) return null;
+      const name = `${run.id}-rebuild.json`;
+      return h(
+        "div",
+        { class: "sl-message" },
+        h("p", {}, "One file rebuilds this run, here or elsewhere: its settings, the hash of every picture, of the base and of the result, and all versions."),
+        h("p", {}, "Open it with Import on the Train tab, or with: ", h("code", {}, `python launch.py rebuild ${name}`)),
+        h("a", { class: "sl-button", href: run.links.rebuild, download: name }, "Download the rebuild file"),
+      );
+    }
+
     function file_rows(run) {
       if (!run.files.length) {
         const text = run.active ? "The LoRA is written when the run ends, or now with Save now." : "This run wrote no LoRA.";
@@ -201,10 +215,10 @@
         h(
           "tr",
           {},
-          h("th", { scope: "row" }, file.name),
+          h("th", { scope: "row" }, file.name, file.recommended ? h("span", { class: "sl-chip sl-good" }, "Recommended") : null),
           h("td", {}, String(file.step)),
           h("td", {}, file.size, hash_button(file)),
-          h("td", {}, file.fits),
+          h("td", {}, file.fits, file.unfit.length ? h("ul", { class: "sl-notes sl-muted" }, file.unfit.map((text) => h("li", {}, text))) : null),
           h("td", {}, h("a", { class: "sl-button", href: file.url, download: file.name, "aria-label": `Download ${file.name}` }, "Download")),
         );
       const head = ["File", "Step", "Size", "For", ""].map((name) => (name ? h("th", { scope: "col" }, name) : h("td", {})));

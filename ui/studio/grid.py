@@ -9,7 +9,7 @@ from typing import Any
 
 from security.errors import SafelightError
 from trainer.config.files import ConfigError, parse_config
-from trainer.config.schema import TrainConfig
+from trainer.config.schema import TrainConfig, ValidationConfig
 from trainer.dataset.history import Edit
 from trainer.dataset.plan import USUAL_STEP, plan_dataset
 from trainer.dataset.scan import dataset_names
@@ -89,6 +89,7 @@ class StudioDesk:
             config = run_with(dataset.name, _training(argument))
         except ConfigError:  # half-typed: the frames stay as near as can be
             config = _size_config(dataset, _training(argument))
+        config = config.model_copy(update={"validation": ValidationConfig()})  # held-out pictures are cropped, too
         self.services.refuse_paths(config)
         try:
             self.services.refuse_paths(config)  # else any visitor could have folders of this machine read as a model
