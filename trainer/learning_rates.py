@@ -4,15 +4,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trainer.optimizers import OPTIMIZERS
+from trainer.optimizers import OPTIMIZERS, LearningRateBand
 
 if TYPE_CHECKING:
     from trainer.config.schema import TrainConfig
 
+WORD_FACTOR = 10.0
+"""How much higher the usual rate of a trained word's vectors is than that of a LoRA."""
+
 
 def learning_rate_warnings(config: TrainConfig) -> list[str]:
     """A sentence for every rate that is used and lies outside the optimizer's band."""
-    return [_warning(config, name, rate) for name, rate in _used_rates(config) if not _fits(config, rate)]
+    own = OPTIMIZERS[config.optimizer.name].band
+    bands = [(name, rate, own) for name, rate in _used_rates(config)]
+    if config.embedding.word:
+        bands.append(("embedding.learning_rate", config.embedding.learning_rate, _band_of_words(own)))
+    return [_warning(config, *one) for one in bands if not one[2].low <= one[1] <= one[2].high]
+
+
+def _band_of_words(band: LearningRateBand) -> LearningRateBand:
+    """Single vectors bear more than matrices do, unless the rate is a factor on a step size that the optimizer finds."""
+    factor = 1.0 if band.usual == 1.0 else WORD_FACTOR
+    return LearningRateBand(band.low * factor, band.usual * factor, band.high * factor)
 
 
 def _used_rates(config: TrainConfig) -> list[tuple[str, float]]:
@@ -22,13 +35,7 @@ def _used_rates(config: TrainConfig) -> list[tuple[str, float]]:
     return rates
 
 
-def _fits(config: TrainConfig, rate: float) -> bool:
-    band = OPTIMIZERS[config.optimizer.name].band
-    return band.low <= rate <= band.high
-
-
-def _warning(config: TrainConfig, name: str, rate: float) -> str:
-    band = OPTIMIZERS[config.optimizer.name].band
+def _warning(config: TrainConfig, name: str, rate: float, band: LearningRateBand) -> str:
     if rate > band.high:
         what = f"higher than {config.optimizer.name.value} bears well, so the pictures may break"
     else:

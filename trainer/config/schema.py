@@ -28,6 +28,7 @@ from trainer.config.combinations import combination_faults
 from trainer.config.sections import (
     WEIGHTED_DATASET,
     DatasetConfig,
+    EmbeddingConfig,
     LoraConfig,
     LossConfig,
     ModelConfig,
@@ -46,6 +47,7 @@ __all__ = [
     "AdapterInit",
     "AdapterName",
     "DatasetConfig",
+    "EmbeddingConfig",
     "HuberSchedule",
     "KeyFormat",
     "LoraConfig",
@@ -80,6 +82,7 @@ class TrainConfig(Section):
     model: ModelConfig = ModelConfig()
     dataset: DatasetConfig = DatasetConfig()
     lora: LoraConfig = LoraConfig()
+    embedding: EmbeddingConfig = EmbeddingConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
     loss: LossConfig = LossConfig()
