@@ -38,7 +38,7 @@ def tensors_hash() -> str:
 
 @pytest.fixture
 def lora(tmp_path: Path) -> Path:
-    """A LoRA that carries its own hash, as trainer/export.py writes it."""
+    """A LoRA that carries its own hash, as trainer/lora_files/writing.py writes it."""
     path = tmp_path / "style.safetensors"
     digest = tensors_hash()
     save_file(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 import torch
@@ -208,19 +208,10 @@ class Conditioning:
         return Conditioning(**tensors)
 
 
-@dataclass(frozen=True)
-class KeyNaming:
-    """Prefixes of a LoRA file's keys: kohya's for the denoiser and each text encoder."""
-
-    denoiser: str = "lora_unet"
-    text_encoders: tuple[str, ...] = field(default=("lora_te",))
-
-
 class ModelFamily(Protocol):
     """What the loop asks of a family. Stateless: everything that is loaded is in `Components`."""
 
     name: str
-    key_naming: KeyNaming
 
     def load(self, files: ModelFiles, device: torch.device | str, dtype: torch.dtype) -> Components:
         """Loads all parts without a network, frozen and in evaluation mode. Raises UnusableModel."""
@@ -286,10 +277,6 @@ class ModelFamily(Protocol):
 
     def build_pipeline(self, components: Components, noise_schedule: NoiseSchedule) -> Any:
         """A diffusers pipeline over the same parts: the reference that exports are checked against."""
-        ...
-
-    def kohya_denoiser_name(self, module_name: str, denoiser: nn.Module) -> str:
-        """A denoiser module's name in kohya's files, with dots: `down_blocks.0...` or SAI's `input_blocks.4.1...`."""
         ...
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from trainer.config.schema import LoraTargets, ModelConfig
 from trainer.families import clip, loading, shapes, unet
-from trainer.families.base import Components, Conditioning, KeyNaming, ModelFiles, NoiseSchedule, resolve_schedule
+from trainer.families.base import Components, Conditioning, ModelFiles, NoiseSchedule, resolve_schedule
 from trainer.families.single_file import Layout, TextEncoderLayout
 
 _TEXT_ENCODER = TextEncoderLayout("text_encoder", "tokenizer", "cond_stage_model.transformer.")
@@ -33,7 +33,6 @@ class StableDiffusion1:
     """Any model of the SD 1.x architecture, whatever its sizes."""
 
     name = "sd15"
-    key_naming = KeyNaming(text_encoders=("lora_te",))
 
     def load(self, files: ModelFiles, device: torch.device | str, dtype: torch.dtype) -> Components:
         """All parts from a diffusers folder or a single file. Raises UnusableModel."""
@@ -118,10 +117,6 @@ class StableDiffusion1:
             feature_extractor=None,
             requires_safety_checker=False,
         )
-
-    def kohya_denoiser_name(self, module_name: str, denoiser: nn.Module) -> str:
-        """kohya's trainer works on the diffusers U-Net for SD 1.x: the same name."""
-        return module_name
 
 
 FAMILY = StableDiffusion1()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,13 +10,11 @@ from torch import Tensor, nn
 
 from trainer.config.schema import LoraTargets, ModelConfig
 from trainer.families import clip, loading, shapes, unet
-from trainer.families.base import Components, Conditioning, KeyNaming, ModelFiles, NoiseSchedule, resolve_schedule
+from trainer.families.base import Components, Conditioning, ModelFiles, NoiseSchedule, resolve_schedule
 from trainer.families.single_file import Layout, TextEncoderLayout
 
 _FIRST_ENCODER = TextEncoderLayout("text_encoder", "tokenizer", "conditioner.embedders.0.transformer.")
 _SECOND_ENCODER = TextEncoderLayout("text_encoder_2", "tokenizer_2", "conditioner.embedders.1.model.", open_clip=True)
-_BLOCK = re.compile(r"(down_blocks|up_blocks)\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.*)")
-_MIDDLE = re.compile(r"mid_block\.(resnets|attentions)\.(\d+)\.(.*)")
 
 
 def _sizes(tensor_shapes: shapes.Shapes) -> dict[str, dict[str, Any]]:
@@ -38,7 +35,6 @@ class StableDiffusionXL:
     """SDXL 1.0 and everything of its architecture: Illustrious, NoobAI, Pony, Animagine."""
 
     name = "sdxl"
-    key_naming = KeyNaming(text_encoders=("lora_te1", "lora_te2"))
 
     def load(self, files: ModelFiles, device: torch.device | str, dtype: torch.dtype) -> Components:
         """All parts from a diffusers folder or a single file. Raises UnusableModel."""
@@ -136,24 +132,6 @@ class StableDiffusionXL:
             scheduler=DPMSolverMultistepScheduler(**noise_schedule.sampler_config()),
             add_watermarker=False,
         )
-
-    def kohya_denoiser_name(self, module_name: str, denoiser: nn.Module) -> str:
-        """The module's name in the original U-Net (SAI), which kohya's files use for SDXL.
-
-        A level takes layers_per_block + 1 numbers: its layers, then its down-sampler. Input block 0 is conv_in.
-        """
-        per_level: int = denoiser.config.layers_per_block + 1
-        if match := _BLOCK.fullmatch(module_name):
-            side, level, kind, layer, rest = match[1], int(match[2]), match[3], int(match[4]), match[5]
-            inner = {"resnets": 0, "attentions": 1}.get(kind)
-            if inner is not None and side == "down_blocks":
-                return f"input_blocks.{1 + level * per_level + layer}.{inner}.{rest}"
-            if inner is not None:
-                return f"output_blocks.{level * per_level + layer}.{inner}.{rest}"
-        if match := _MIDDLE.fullmatch(module_name):
-            number = 1 if match[1] == "attentions" else 2 * int(match[2])
-            return f"middle_block.{number}.{match[3]}"
-        raise ValueError(f"No kohya name is known for the U-Net module {module_name!r}.")
 
 
 FAMILY = StableDiffusionXL()

@@ -87,7 +87,6 @@ _DOTTED_PREFIXES: tuple[tuple[str, str, FileFormat], ...] = (
     ("unet.", UNET, FileFormat.DIFFUSERS),
     ("text_encoder.", "text_encoder", FileFormat.DIFFUSERS),
     ("text_encoder_2.", "text_encoder_2", FileFormat.DIFFUSERS),
-    ("base_model.model.", UNET, FileFormat.DIFFUSERS),
     ("", UNET, FileFormat.DIFFUSERS),
 )
 """The last one: files of diffusers' first LoRA examples, and of peft itself, have the U-Net's names alone."""
@@ -102,6 +101,7 @@ def parse_key(key: str, usual_original: bool | None = None) -> Key | None:
     if split is None:
         return None
     stem, suffix = split
+    stem = stem.replace("base_model.model.", "", 1)  # what peft puts around a model, alone or after its part's name
     for prefix, part in _KOHYA_PREFIXES.items():
         if stem.startswith(prefix):
             return _placed(part, stem.removeprefix(prefix), suffix, FileFormat.KOHYA, usual_original)
@@ -109,7 +109,7 @@ def parse_key(key: str, usual_original: bool | None = None) -> Key | None:
         return _placed(UNET, stem.removeprefix("lycoris_"), suffix, FileFormat.LYCORIS, None)
     for prefix, part, file_format in _DOTTED_PREFIXES:
         if stem.startswith(prefix):
-            bare = stem.removeprefix(prefix).removeprefix("base_model.model.").replace(".processor.", ".")
+            bare = stem.removeprefix(prefix).replace(".processor.", ".")
             # diffusers' first files name the layer `to_out_lora`, without the number of its place in a list.
             bare = f"{bare}.0" if bare.endswith(".to_out") else bare
             return _placed(part, bare, suffix, file_format, None)
