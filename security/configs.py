@@ -1,4 +1,4 @@
-"""Reads TOML and JSON texts that others wrote: bounded in size and depth, no duplicate keys, finite numbers only."""
+"""Reads TOML, JSON and YAML that others wrote: bounded in size and depth, no duplicate keys, finite numbers only."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import tomllib
 from collections import Counter
 from pathlib import Path
 from typing import Any, NoReturn
+
+import yaml  # type: ignore[import-untyped]  # it comes with no types of its own
 
 from security.errors import RefusedConfig
 from security.policy import MAX_CONFIG_BYTES, MAX_CONFIG_DEPTH, MAX_CONFIG_DOTS_PER_LINE
@@ -43,6 +45,11 @@ def read_toml(source: Path | str, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str
         raise RefusedConfig(f"{name} is not valid TOML: {error}. Correct it there.") from None
     _check_values(values, name)
     return values
+
+
+def read_text(source: Path | str, max_bytes: int = MAX_CONFIG_BYTES) -> str:
+    """Reads a plain text from a file (a Path). Raises RefusedConfig if it is too large, not UTF-8 or has NUL."""
+    return _bounded_text(source, max_bytes)[0]
 
 
 def read_json(source: Path | str, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
@@ -90,6 +97,83 @@ def parse_json(text: str, name: str) -> dict[str, Any]:
 def _whole_number(digits: str) -> int | float:
     """The number that `digits` are. Python alone takes -0 for a whole one; to every other reader it is a float."""
     return -0.0 if digits == "-0" else int(digits)
+
+
+_YAML_WORDS: dict[str, Any] = {
+    **dict.fromkeys(["", "~", "null", "Null", "NULL"], None),
+    **dict.fromkeys(["true", "True", "TRUE", "yes", "Yes", "YES", "on", "On", "ON"], True),
+    **dict.fromkeys(["false", "False", "FALSE", "no", "No", "NO", "off", "Off", "OFF"], False),
+}
+_YAML_WHOLE = re.compile(r"[-+]?[0-9]{1,100}")
+_YAML_NUMBER = re.compile(r"[-+]?(?:[0-9]{1,100}(?:\.[0-9]{0,100})?|\.[0-9]{1,100})(?:[eE][-+]?[0-9]{1,5})?")
+
+
+def read_yaml(source: Path | str, max_bytes: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
+    """Reads a YAML mapping from a file (a Path) or text (a str), as plain data.
+
+    Only texts, numbers, switches, lists and mappings: no tags, which can name code, and no aliases, with which a page
+    of text becomes terabytes. `1e-4` is a number, as people mean it. Raises RefusedConfig that says where the fault is.
+    """
+    text, name = _bounded_text(source, max_bytes)
+    try:
+        _check_yaml_events(text, name)
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark is not None else ""
+        raise RefusedConfig(f"{name} is not valid YAML{where}: {getattr(error, 'problem', error)}.") from None
+    if not isinstance(node, yaml.MappingNode):
+        raise RefusedConfig(f"{name} holds no mapping (KEY: VALUE) where one must be.")
+    values: dict[str, Any] = _yaml_value(node, name)
+    _check_values(values, name)
+    return values
+
+
+def _check_yaml_events(text: str, name: str) -> None:
+    """Refuses what would be dangerous to build, while the text is read piece by piece. Raises RefusedConfig."""
+    depth = documents = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent):
+            raise RefusedConfig(
+                f"{name} repeats a part by an alias (*{event.anchor}) in line {line}. Write the part out."
+            )
+        tag = getattr(event, "tag", None)
+        if tag is not None and tag not in ("!", "tag:yaml.org,2002:str"):
+            raise RefusedConfig(
+                f"{name} has the tag {str(tag)[:60]!r} in line {line}; tags can name code. Take it out."
+            )
+        documents += isinstance(event, yaml.DocumentStartEvent)
+        if documents > 1:
+            raise RefusedConfig(f"{name} holds several documents (--- in line {line}). Leave one in it.")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_CONFIG_DEPTH:
+            raise RefusedConfig(_too_deep(name))
+
+
+def _yaml_value(node: yaml.Node, name: str) -> Any:
+    """The plain data of a node. Raises RefusedConfig for a key that stands twice or is none."""
+    if isinstance(node, yaml.SequenceNode):
+        return [_yaml_value(part, name) for part in node.value]
+    if isinstance(node, yaml.MappingNode):
+        values: dict[str, Any] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise RefusedConfig(f"{name} has a key that is not a word in line {line}.")
+            if key.value in values:
+                raise RefusedConfig(
+                    f"{name} has the key {key.value[:80]!r} twice, again in line {line}. Remove one of them."
+                )
+            values[key.value] = _yaml_value(value, name)
+        return values
+    if node.style is not None or node.tag == "!":  # in quotation marks or a block: text, whatever it looks like
+        return node.value
+    if node.value in _YAML_WORDS:
+        return _YAML_WORDS[node.value]
+    if _YAML_WHOLE.fullmatch(node.value):
+        return int(node.value)
+    return float(node.value) if _YAML_NUMBER.fullmatch(node.value) else node.value
 
 
 def _bounded_text(source: Path | str, max_bytes: int) -> tuple[str, str]:
