@@ -6,6 +6,7 @@ from typing import Any
 
 from trainer.config.schema import TrainConfig
 from trainer.learning_rates import learning_rate_warnings
+from trainer.optimizers import OPTIMIZERS
 from trainer.schedules import curve, curve_text
 
 HEIGHTS = "▁▂▃▄▅▆▇█"
@@ -13,8 +14,11 @@ LINE_COLUMNS = 48
 
 
 def rates_view(config: TrainConfig) -> dict[str, Any]:
-    """What the page draws: points (step, rate), steps of warm-up, the same in words, and rates outside their band."""
+    """What the page draws: points (step, rate), steps of warm-up, the same in words, what the optimizer is, and rates
+    outside their band."""
+    row = OPTIMIZERS[config.optimizer.name]
     return {
+        "optimizer": f"{row.title}: {row.help}",
         "points": curve(config),
         "warmup": config.optimizer.warmup_steps,
         "text": curve_text(config),

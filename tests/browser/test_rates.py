@@ -23,6 +23,7 @@ def test_the_curve_follows_the_form_and_a_rate_out_of_its_band_is_told(
     figure = page.locator("#planned-rates figure")
     words = "100 steps; learning rate 0.0001, after a warm-up of 30 steps, rex down to"
     expect(figure.locator("figcaption")).to_contain_text(words)
+    expect(figure.locator("figcaption")).to_contain_text("AdamW: The usual choice.")
     chart = figure.get_by_role("img")
     assert words in (chart.get_attribute("aria-label") or "")
     assert (chart.locator("path").get_attribute("d") or "").count("L") == 99

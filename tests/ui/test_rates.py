@@ -41,6 +41,12 @@ def test_no_warning_for_a_usual_rate() -> None:
     assert rates_view(config())["warnings"] == []
 
 
+def test_the_optimizer_is_told_with_what_is_special_about_it() -> None:
+    assert rates_view(config())["optimizer"] == "AdamW: The usual choice."
+    told = rates_view(config(name="muon"))["optimizer"]
+    assert told.startswith("Muon: ") and "vectors and token embeddings go by AdamW" in told
+
+
 def test_the_terminal_draws_the_curve_where_it_can() -> None:
     falling = config(8, schedule="linear")
     assert rates_line(falling, "utf-8") == "8 steps; learning rate 0.0001, linear down to 1.25e-05  █▇▆▅▅▄▃▂"

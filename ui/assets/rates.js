@@ -48,6 +48,6 @@
   /** The curve, its words, and a line for each rate that is outside its optimizer's band. */
   window.safelight.rate_curve = (rates) => [
     ...rates.warnings.map((text) => h("p", { class: "sl-message sl-busy" }, text)),
-    h("figure", { class: "sl-figure" }, draw(rates), h("figcaption", {}, rates.text)),
+    h("figure", { class: "sl-figure" }, draw(rates), h("figcaption", {}, rates.text, h("br"), rates.optimizer)),
   ];
 })();
