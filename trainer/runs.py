@@ -343,6 +343,8 @@ class RunHistory:
             case events.Sandboxed():
                 self.sandbox = event
             case events.Started():
+                if not isinstance(self.last, events.Resumed):  # without a checkpoint a run begins again
+                    self._cut_back(event.first_step)
                 self.started, self.training, self.astray = event, True, None
             case events.Resumed():
                 self._cut_back(event.step)

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         flags, rest = (
             split_settings(arguments)
-            if list(arguments[:1]) in (["train"], ["check"], ["rebuild"])
+            if list(arguments[:1]) in (["train"], ["resume"], ["check"], ["rebuild"])
             else ([], list(arguments))
         )
         options = build_parser().parse_args(rest)
@@ -196,6 +196,8 @@ def _settings_arguments(parser: argparse.ArgumentParser) -> None:
 def _resume_arguments(parser: argparse.ArgumentParser) -> None:
     _add_workspace(parser)
     _add_json(parser, "print every event as a line of JSON")
+    parser.usage = "python launch.py resume RUN [--section.field VALUE ...] [--workspace DIR] [--json]"
+    parser.description = "Settings given here replace the run's own from its last checkpoint on; see `train --help`."
     parser.add_argument("run_id", metavar="RUN", help="name of the run, as `runs` lists it")
 
 
@@ -354,7 +356,7 @@ def run_resume(options: argparse.Namespace) -> int:
     """Lets a paused, stopped, failed or interrupted run go on from its last checkpoint."""
     from ui.cli_run import resume
 
-    return resume(open_workspace(options), options.run_id, as_json=options.json)
+    return resume(open_workspace(options), options.run_id, options.flags, as_json=options.json)
 
 
 def run_rebuild(options: argparse.Namespace) -> int:

@@ -13,10 +13,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from security.output import drain, terminal_columns
 from security.roots import Root
-from trainer.config.files import apply_flags, load_values, parse_config
+from trainer.config.changes import differences, flat_settings
+from trainer.config.files import apply_flags, config_values, load_values, parse_config
+from trainer.config.schema import TrainConfig
 from trainer.demo import demo_config
 from trainer.jobs import Jobs
 from trainer.logs import configure_logging
@@ -123,14 +126,20 @@ def train(workspace: Workspace, path: Path, flags: Sequence[str], *, as_json: bo
     return Follower(jobs, run_id, as_json=as_json).follow()[1]
 
 
-def resume(workspace: Workspace, run_id: str, *, as_json: bool) -> int:
-    """Lets a run go on. Raises SafelightError when it can't."""
+def resume(workspace: Workspace, run_id: str, flags: Sequence[str], *, as_json: bool) -> int:
+    """Lets a run go on, with the settings that flags change. Raises SafelightError when it can't."""
     configure_logging(workspace)
     jobs = Jobs(workspace)
     known = len(jobs.lines(run_id))
     follower = Follower(jobs, run_id, as_json=as_json, first_line=known)
-    jobs.resume(run_id)
+    jobs.resume(run_id, changes_by(flags, RunFolder.find(workspace, run_id).config()))
     return follower.follow()[1]
+
+
+def changes_by(flags: Sequence[str], config: TrainConfig) -> dict[str, Any]:
+    """The settings that flags make others than they are, as `section.field` -> value. Raises ConfigError."""
+    changed = parse_config(apply_flags(config_values(config), flags))
+    return {name: new for name, (_, new) in differences(flat_settings(config), flat_settings(changed)).items()}
 
 
 class Follower:
@@ -176,6 +185,8 @@ class Follower:
         progress = self.jobs.progress(self.run_id)
         if progress.state is RunState.FAILED:
             self._say_error(progress.message)
+            if (astray := progress.astray) is not None and astray.setting and not self.as_json:
+                print(f"Go on with it: python launch.py resume {self.run_id} --{astray.setting} {astray.value}")
             return progress, 1 if progress.error_id else 2  # without an id it is something that the user can mend
         if progress.state in (RunState.STOPPED, RunState.PAUSED) and not self.as_json:
             print(progress.reason, end=" " if progress.reason else "")

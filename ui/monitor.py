@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -57,6 +58,14 @@ class RunMonitor:
         return run_action(self.services, text_of(argument, "run"), text_of(argument, "action"))
 
 
+def _retry(services: Services, run_id: str) -> None:
+    """Lets a run that went astray go on with the change that its guard proposes."""
+    astray = services.jobs.progress(run_id).astray
+    if astray is None or not astray.setting:
+        raise ShownError(f"Nothing is proposed for {run_id}. Reload the page.")
+    services.jobs.resume(run_id, {astray.setting: astray.value})
+
+
 def run_action(services: Services, run_id: str, action: str) -> dict[str, Any]:
     """Runs one action of the table below. Raises SafelightError when the run is no longer in a state for it."""
     jobs = services.jobs
@@ -68,6 +77,7 @@ def run_action(services: Services, run_id: str, action: str) -> dict[str, Any]:
     }
     on_any: dict[str, tuple[Callable[[str], None], str]] = {
         "resume": (jobs.resume, f"{run_id} goes on."),
+        "retry": (partial(_retry, services), f"{run_id} goes on with the change."),
         "cancel": (jobs.cancel, f"{run_id} is out of the queue."),
         "delete": (jobs.delete, f"{run_id} is deleted."),
     }

@@ -118,6 +118,8 @@ def run_detail(progress: Progress) -> dict[str, Any]:
     """Everything of one run but its loss curve, log and settings."""
     look = STATES[progress.state]
     actions = [action for action in look.actions if action != "resume" or progress.can_resume]
+    if progress.state is RunState.FAILED and progress.astray is not None and progress.astray.setting:
+        actions.insert(0, "retry")
     return {
         "id": progress.run_id,
         "word": look.word,
@@ -151,6 +153,10 @@ def _label(action: str, progress: Progress) -> str:
     if action == "resume":
         step = progress.checkpoint_step
         return f"Continue from step {step}" if step else "Start again from the beginning"
+    if action == "retry" and progress.astray is not None:
+        back = progress.astray.back_to
+        how = f"Go on from step {back}" if back else "Try again"
+        return f"{how} with {setting_in_words(progress.astray.setting, progress.astray.value)}"
     return {
         "pause": "Pause",
         "stop": "Stop and save",
@@ -160,6 +166,12 @@ def _label(action: str, progress: Progress) -> str:
         "again": "Train again with these settings",
         "delete": "Delete",
     }[action]
+
+
+def setting_in_words(name: str, value: float | str) -> str:
+    """A setting with its value on a button: `learning rate 3e-05`."""
+    words = name.rpartition(".")[2].replace("_", " ")
+    return f"{words} {value:g}" if isinstance(value, float) else f"{words} {value}"
 
 
 def _what_to_do(progress: Progress) -> str:
@@ -191,6 +203,8 @@ def _facts(progress: Progress) -> list[list[str]]:
         ("Plan", plan_text(progress) or None),
         ("Running for", duration(progress.elapsed_seconds) if progress.elapsed_seconds else None),
     ]
+    since = f" (since step {progress.resumes[-1]})" if progress.resumes else ""
+    facts += [(f"Changed{since}", f"{name}: {change}") for name, change in progress.changes.items()]
     return [[name, value] for name, value in facts if value is not None]
 
 

@@ -122,6 +122,18 @@ def test_going_on_forgets_what_came_after_the_checkpoint(workspace: Workspace) -
     assert [done.step for done in reader.history.steps] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(workspace: Workspace) -> None:
+    folder = RunFolder.create(workspace, TrainConfig())
+    for event in (events.Preparing("x"), STARTED, events.Validated(0, 0.5), step(1), step(2)):
+        folder.append(event)
+    for event in (events.Preparing("x"), STARTED, events.Validated(0, 0.5), step(1)):
+        folder.append(event)
+    reader = RunReader(folder)
+    progress = reader.progress(held=True)
+    assert [done.step for done in reader.history.steps] == [1]
+    assert [one.step for one in progress.validations] == [0]
+
+
 def test_a_torn_line_is_passed_over(workspace: Workspace) -> None:
     folder = RunFolder.create(workspace, TrainConfig())
     folder.append(STARTED)

@@ -161,7 +161,7 @@
       config_link.href = run.links.config;
     }
 
-    const KINDS = { stop: "sl-stop", delete: "sl-stop", resume: "sl-primary" };
+    const KINDS = { stop: "sl-stop", delete: "sl-stop", resume: "sl-primary", retry: "sl-primary" };
 
     function action_button(run, [action, label]) {
       const pressed = () => press(run, action);
@@ -215,7 +215,7 @@
         h(
           "tr",
           {},
-          h("th", { scope: "row" }, file.name, file.recommended ? h("span", { class: "sl-chip sl-good" }, "Recommended") : null),
+          h("th", { scope: "row" }, file.name, " ", file.recommended ? h("span", { class: "sl-chip sl-good" }, "Recommended") : null),
           h("td", {}, String(file.step)),
           h("td", {}, file.size, hash_button(file)),
           h("td", {}, file.fits, file.unfit.length ? h("ul", { class: "sl-notes sl-muted" }, file.unfit.map((text) => h("li", {}, text))) : null),
