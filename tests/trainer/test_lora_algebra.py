@@ -102,7 +102,8 @@ def test_energy_counts_the_values_that_were_not_worked_out() -> None:
     values = torch.tensor([3.0, 2.0, 1.0])
     energy = float(values.square().sum()) / 0.9
     assert kept_rank(values, energy, RankRule(3, energy=0.95)) == 3
-    assert kept_rank(values, energy, RankRule(3, energy=0.5)) == 1
+    assert kept_rank(values, energy, RankRule(3, energy=0.85)) == 3
+    assert kept_rank(values, energy, RankRule(3, energy=0.8)) == 2
 
 
 def test_a_change_of_zeros_stays_one() -> None:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from security.errors import Cancelled
 from tests import tiny
-from trainer.lora_files.algebra import RankRule, as_matrix, relative_difference
-from trainer.lora_files.changes import Ranks, Unfit, kept_overall
+from trainer.lora_files.algebra import Factors, RankRule, as_matrix, relative_difference
+from trainer.lora_files.changes import Change, Ranks, Unfit, compressed, energy_of, kept_overall
 from trainer.lora_files.checkpoint import Checkpoint
 from trainer.lora_files.extract import extract
 from trainer.lora_files.layers import Decomposed, Difference, Hadamard, Kronecker, Layer, LowRank, Rotation
@@ -170,6 +170,22 @@ def test_merged_to_a_rank_is_the_best_of_the_sum() -> None:
         assert merged[place].rank == rank
         assert relative_difference(best(total, rank), merged[place].delta()) < 1e-4
     assert 0 < kept_overall(reports) < 1
+
+
+def test_exact_sum_has_no_higher_rank_than_the_weight() -> None:
+    loras = [Ingredient(str(seed), {LINEAR: lora(12, 20, 8, seed)}, 1.0) for seed in range(4)]
+    merged, (report,) = merge(loras, None)
+    total = torch.stack([one.layers[LINEAR].delta() for one in loras]).sum(0)
+    assert merged[LINEAR].rank == report.after == 12
+    assert relative_difference(total, merged[LINEAR].delta()) < 1e-5
+
+
+def test_absurd_rank_is_measured_without_absurd_memory() -> None:
+    """Gram matrices of this rank would have 40 GB; the weight has 64 numbers."""
+    factors = Factors(numbers(8, 70_000), numbers(70_000, 8, seed=1))
+    assert energy_of(Change((8, 8), factors)) == pytest.approx(float(factors.product().square().sum()), rel=1e-4)
+    small, _ = compressed(LINEAR, Change((8, 8), factors), RankRule(8), None)
+    assert relative_difference(factors.product(), small.delta()) < 1e-4
 
 
 def test_opposite_loras_leave_nothing() -> None:

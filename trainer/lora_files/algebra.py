@@ -36,6 +36,11 @@ class Factors:
         """Width of the bottleneck."""
         return int(self.down.shape[0])
 
+    @property
+    def is_thin(self) -> bool:
+        """Whether the bottleneck is narrower than the matrix itself."""
+        return self.rank < min(self.up.shape[0], self.down.shape[1])
+
     def product(self) -> Tensor:
         """The matrix (out, in)."""
         return self.up @ self.down

@@ -125,11 +125,14 @@ def change_of(place: Place, layer: Layer, base: Checkpoint | None, name: str) ->
 
 
 def energy_of(change: Change) -> float:
-    """Squared Frobenius norm; of thin factors by their small Gram matrices, without multiplying them out."""
-    if isinstance(change.content, Factors):
+    """Squared Frobenius norm; of thin factors by their small Gram matrices, without multiplying them out.
+
+    A file may claim a rank far above the sides of the weight; then the product is the smaller matrix.
+    """
+    if isinstance(change.content, Factors) and change.content.is_thin:
         up, down = change.content.up.double(), change.content.down.double()
         return float(((up.T @ up) * (down @ down.T)).sum())
-    return float(change.content.double().square().sum())
+    return float(change.matrix().double().square().sum())
 
 
 def compressed(place: Place, change: Change, rule: RankRule, before: int | None) -> tuple[LowRank, LayerReport]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from trainer.lora_files.algebra import Factors, weighted_sum
+from trainer.lora_files.algebra import Factors, RankRule, compress, weighted_sum
 from trainer.lora_files.changes import (
     Change,
     LayerReport,
@@ -56,8 +56,8 @@ def merge(
 ) -> tuple[dict[Place, Layer], list[LayerReport]]:
     """The sum of the LoRAs, each times its weight, and what became of each layer.
 
-    Without `ranks` the sum is exact, and the rank of a layer is the sum of its ranks. With `ranks`, it is the nearest of
-    that rank. Raises Unfit: kinds that have no exact sum of a low rank, layers that need a base model when there is none,
+    Without `ranks` the sum is exact, and the rank of a layer is the sum of its ranks (or a side of the weight, if less).
+    With `ranks`, it is the nearest of that rank. Raises Unfit: kinds that have no exact sum of a low rank, layers that need a base model when there is none,
     and LoRAs that change weights of different shapes.
     """
     places = list(dict.fromkeys(place for one in ingredients for place in one.layers))
@@ -105,7 +105,10 @@ def _sum(
             raise Unfit(
                 f"{title(place)} is a convolution of a kind without a low rank. Give a rank for convolutions too."
             )
-        return as_layer(whole.content, shape), LayerReport(place, before, whole.content.rank, energy_of(whole), 1.0)
+        exact = (
+            whole.content if whole.content.is_thin else compress(whole.content, RankRule(min(whole.matrix().shape)))[0]
+        )
+        return as_layer(exact, shape), LayerReport(place, before, exact.rank, energy_of(whole), 1.0)
     return compressed(place, whole, rule, before)
 
 

@@ -6,6 +6,7 @@ The hash of the tensors' bytes, which training tools keep in the header, is work
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -210,6 +211,16 @@ def copy_weights(
     Raises as `write_weights`, and RefusedFile for a source that is no sound .safetensors file.
     """
     refuse_full_disk(target.parent, [source])
-    with WeightsReader(source) as reader:
-        tensors = dict(sorted(reader.header.tensors.items(), key=lambda item: item[1].start))
-        return write_weights(target, tensors, metadata, reader.chunks, replace=replace, progress=progress)
+    if target.exists() and not replace:
+        raise RefusedPath(f"{target.name} is there already. Choose another name.")
+    # Written beside it first: Windows replaces no file that is open for reading.
+    beside = target.with_name(f".partial-{secrets.token_hex(8)}")
+    try:
+        with WeightsReader(source) as reader:
+            tensors = dict(sorted(reader.header.tensors.items(), key=lambda item: item[1].start))
+            written = write_weights(beside, tensors, metadata, reader.chunks, progress=progress)
+        put_in_place(beside, target, replace=replace)
+    finally:
+        with suppress(FileNotFoundError):
+            beside.unlink()
+    return dataclasses.replace(written, path=target)
