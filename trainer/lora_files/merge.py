@@ -57,8 +57,8 @@ def merge(
     """The sum of the LoRAs, each times its weight, and what became of each layer.
 
     Without `ranks` the sum is exact, and the rank of a layer is the sum of its ranks (or a side of the weight, if less).
-    With `ranks`, it is the nearest of that rank. Raises Unfit: kinds that have no exact sum of a low rank, layers that need a base model when there is none,
-    and LoRAs that change weights of different shapes.
+    With `ranks`, it is the nearest of that rank. Raises Unfit: kinds that have no exact sum of a low rank, layers that
+    need a base model when there is none, and LoRAs that change weights of different shapes.
     """
     places = list(dict.fromkeys(place for one in ingredients for place in one.layers))
     merged: dict[Place, Layer] = {}
