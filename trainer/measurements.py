@@ -120,7 +120,7 @@ class Measurements:
             )
         else:
             told += ": training on makes the LoRA worse for pictures that it has not seen."
-        return f"{told} The LoRA of step {best.step} is the best so far; stopping now loses nothing."
+        return f"{told} The best so far is the LoRA of step {best.step}."
 
     def to_text(self) -> str:
         """For a checkpoint; numbers come back exactly."""

@@ -203,7 +203,8 @@ def check_rebuild(workspace: Workspace, recipe: Recipe, config: TrainConfig) -> 
     sources = [row.source for row in plan.sources]
     now = json.loads(run_manifest(sources, plan.placed, plan.held_out_source, plan.held_out))
     found = dataset_differences(recipe.manifest, now)
-    return Checked(config, recipe, (*(Difference(text, True) for text in found), *differences), possible=True)
+    differences += [Difference(text, True) for text in found]
+    return Checked(config, recipe, tuple(sorted(differences, key=lambda one: not one.decisive)), possible=True)
 
 
 def _course_differences(recipe: Recipe, config: TrainConfig) -> list[Difference]:

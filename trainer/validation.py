@@ -124,12 +124,12 @@ def measured_timesteps(run: Run) -> list[int]:
 
 
 def measured_training_pictures(run: Run) -> list[int]:
-    """Indices of the training pictures that are measured: chosen by content and seed, no regularisation pictures."""
+    """Indices of the training pictures that are measured, each once: chosen by content and seed, no regularisation ones."""
     seed = run.config.training.seed
     own = [
         (derive_seed(seed, "measured", one.picture.content_hash, one.source), index)
         for index, one in enumerate(run.pictures.placed)
-        if not one.is_prior
+        if one.is_first and not one.is_prior
     ]
     return [index for _, index in sorted(own)[: run.config.validation.train_pictures]]
 

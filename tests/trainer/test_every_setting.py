@@ -30,6 +30,7 @@ GOES_ASTRAY: dict[str, Any] = {
     "validation.folder": "SET3",
     "validation.every_n_steps": 1,
     "validation.num_timesteps": 1,
+    "validation.keep_best": False,
     "optimizer.learning_rate": 0.3,
 }
 
@@ -148,7 +149,7 @@ CHANGES: dict[str, tuple[dict[str, Any], Any]] = {
     "sample.seed": ({}, 5),
     "validation.folder": ({"validation.every_n_steps": 0}, "SET3"),
     "validation.split": ({}, 0.3),
-    "validation.every_n_steps": ({"validation.folder": "SET3"}, 1),
+    "validation.every_n_steps": ({"validation.folder": "SET3", "validation.keep_best": False}, 1),
     "validation.num_timesteps": ({"validation.folder": "SET3"}, 3),
     "validation.train_pictures": ({"validation.folder": "SET3"}, 1),
     "validation.keep_best": ({"validation.folder": "SET3"}, False),

@@ -78,7 +78,7 @@ def test_overfitting_is_told_with_its_step_and_numbers() -> None:
     notice = measured((0, [0.3] * 3, [0.3]), (40, BEST, [0.2]), (80, ROSE, [0.1])).notice
     assert "Since step 40" in notice and "0.2000 to 0.2233 at step 80" in notice
     assert "by heart" in notice and "0.2000 to 0.1000" in notice
-    assert "LoRA of step 40 is the best" in notice
+    assert "best so far is the LoRA of step 40" in notice
 
 
 def test_a_rise_of_both_losses_is_not_called_learning_by_heart() -> None:

@@ -117,6 +117,18 @@ def test_training_and_held_out_pictures_are_measured_in_the_same_way(base, pictu
     assert len(set(chosen)) == 2 and measure(run).trained == picture_losses(run, run.pictures, chosen)
 
 
+def test_each_picture_is_measured_once_however_often_it_is_cut(base, pictures, tmp_path, workspace) -> None:
+    prior = tmp_path / "prior"
+    dataset(prior, {"p.png": blobs(70)})
+    settings = {"random_crops": 3, "more_resolutions": [96], "regularisation": [str(prior)]}
+    watched = {**WATCHED, "train_pictures": 100}
+    run = prepared(config_of(base, pictures, dataset=settings, validation=watched), workspace)
+    chosen = [run.pictures.placed[index] for index in measured_training_pictures(run)]
+    assert len(run.pictures.placed) > 7 and len(chosen) == 6
+    assert len({one.picture.name for one in chosen}) == 6 and not any(one.is_prior for one in chosen)
+    assert len(run.held_out.placed) == 2
+
+
 def test_the_timesteps_stand_for_equal_shares_of_those_of_training(base, pictures, workspace) -> None:
     run = prepared(config_of(base, pictures, validation={**WATCHED, "num_timesteps": 4}), workspace)
     assert measured_timesteps(run) == [125, 375, 625, 875]

@@ -32,15 +32,17 @@
   /** A measured loss with its standard error to both sides; nothing where it was not measured. */
   const around = (loss, spread) => (loss === null ? [] : [loss - (spread ?? 0), loss + (spread ?? 0)]);
 
-  /** The range of the y axis: everything that is smoothed or held out, and the raw losses without their wildest 2 %. */
+  /** The range of the y axis: everything that is smoothed or measured, else the raw losses without their wildest 2 %. */
   function range(data) {
     const raw = data.points.flatMap(([, low, high]) => [low, high]).filter((value) => value !== null).sort((a, b) => a - b);
     const measured = data.validations.flatMap(([, loss, spread, trained, its]) => [...around(loss, spread), ...around(trained, its)]);
     const sure = [...data.points.map((point) => point[3]), ...measured].filter((v) => v !== null);
     const at = (share) => raw[Math.min(raw.length - 1, Math.floor(share * raw.length))];
-    const low = Math.min(at(0.01), ...sure);
-    const high = Math.max(at(0.98), ...sure);
-    const margin = (high - low || Math.abs(high) || 1) * 0.06;
+    // Where the loss is measured, that is what to look at: single steps vary by far more and are cut off at the edges.
+    const measures = data.validations.length > 1;
+    const low = Math.min(...(measures ? [] : [at(0.01)]), ...sure);
+    const high = Math.max(...(measures ? [] : [at(0.98)]), ...sure);
+    const margin = (high - low || Math.abs(high) || 1) * (measures ? 0.15 : 0.06);
     return [Math.max(0, low - margin), high + margin];
   }
 
@@ -60,7 +62,7 @@
     const kept = data.points.filter((point) => point.every((value) => value !== null));
     const raw = kept.flatMap(([step, least, most]) => (least === most ? [[step, least]] : [[step, least], [step, most]]));
     const line = (points) => points.map(([step, loss], at) => `${at ? "L" : "M"}${x(step).toFixed(1)} ${y(loss).toFixed(1)}`).join("");
-    svg.append(s("path", { d: line(raw), class: "raw" }));
+    svg.append(s("path", { d: line(raw), class: data.validations.length > 1 ? "raw faint" : "raw" }));
     svg.append(s("path", { d: line(kept.map(([step, , , smooth]) => [step, smooth])), class: "smooth" }));
     const trained = data.validations.map(([step, , , loss, spread]) => [step, loss, spread]);
     for (const [rows, kind] of [
