@@ -12,9 +12,21 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from security.redaction import refuse_secrets
-from trainer.config.schema import KeyFormat, LossType, TrainConfig
+from trainer.adapters.table import ADAPTERS, listens
+from trainer.config.schema import AdapterInit, AdapterName, KeyFormat, LoraConfig, LossType, TrainConfig
+from trainer.config.sections import weighted_lora
 from trainer.families import family_row
 
+_NETWORK_MODULES = {AdapterName.LORA: "networks.lora", AdapterName.LOCON: "networks.lora"}
+"""Adapters that kohya's own trainer makes; LyCORIS makes the others."""
+_ALGORITHMS = {
+    AdapterName.DORA: "locon",
+    AdapterName.LOHA: "loha",
+    AdapterName.LOKR: "lokr",
+    AdapterName.OFT: "diag-oft",
+    AdapterName.BOFT: "boft",
+}
+"""Adapters as LyCORIS calls them."""
 _PREDICTION_NAMES = {"epsilon": "epsilon", "v_prediction": "v"}
 """Prediction types in the words of modelspec."""
 IMPLEMENTATIONS = {
@@ -78,17 +90,19 @@ def _kohya_entries(config: TrainConfig, facts: ExportFacts) -> dict[str, str]:
     optimizer, dataset, training = config.optimizer, config.dataset, config.training
     clip_skip = config.model.clip_skip if family_row(facts.family).has_clip_skip else None
     values: dict[str, object] = {
-        "ss_network_module": "networks.lora",
+        "ss_network_module": _NETWORK_MODULES.get(config.lora.adapter, "lycoris.kohya"),
         "ss_network_dim": config.lora.rank,
         "ss_network_alpha": config.lora.alpha,
         "ss_network_dropout": config.lora.dropout or None,
+        "ss_network_args": json.dumps(_network_arguments(config), sort_keys=True),
+        "safelight_merged_first": "; ".join(_merged_first(config.lora)) or None,
         "ss_base_model_version": family_row(facts.family).base_model_version,
         "ss_v2": False,
         "ss_sd_model_name": facts.base_name,
         "safelight_base_fingerprint": facts.base_fingerprint,
         "ss_output_name": config.name,
         "ss_learning_rate": optimizer.learning_rate,
-        "ss_unet_lr": optimizer.learning_rate,
+        "ss_unet_lr": optimizer.learning_rate if config.lora.train_denoiser else None,
         "ss_text_encoder_lr": optimizer.text_encoder_learning_rate if config.lora.train_text_encoder else None,
         "ss_optimizer": optimizer.name,
         "ss_lr_scheduler": optimizer.schedule.value,
@@ -166,6 +180,38 @@ def _loss_and_noise_entries(config: TrainConfig) -> dict[str, object]:
         "ss_max_timestep": noise.max_timestep,
         "safelight_timestep_law": noise.timestep_law.value,
     }
+
+
+def _network_arguments(config: TrainConfig) -> dict[str, str]:
+    """What kohya's trainer calls network arguments, under its and LyCORIS's names: only what differs from a plain LoRA."""
+    lora = config.lora
+    convolutions = lora.conv_rank or (lora.rank if ADAPTERS[lora.adapter].takes_convolutions else 0)
+    given: dict[str, object] = {
+        "algo": _ALGORITHMS.get(lora.adapter),
+        "dora_wd": lora.adapter is AdapterName.DORA,
+        "conv_dim": convolutions,
+        "conv_alpha": convolutions and (lora.conv_alpha or lora.alpha),
+        "rank_dropout": lora.rank_dropout,
+        "module_dropout": lora.module_dropout,
+        "rs_lora": lora.rs_lora,
+        "factor": lora.lokr_factor if lora.adapter is AdapterName.LOKR else None,
+        "block_size": lora.block_size if listens(lora.adapter, "block_size") else None,
+        "init": lora.init.value if lora.init is not AdapterInit.DEFAULT else None,
+        "loraplus_lr_ratio": config.optimizer.lora_plus_ratio if config.optimizer.lora_plus_ratio != 1 else None,
+        "block_ranks": ", ".join(lora.block_ranks),
+        "block_learning_rates": ", ".join(lora.block_learning_rates),
+        "targets": lora.targets.value if not lora.target_patterns else ", ".join(lora.target_patterns),
+        "exclude_patterns": ", ".join(lora.exclude_patterns),
+    }
+    return {name: str(value) for name, value in given.items() if value}
+
+
+def _merged_first(lora: LoraConfig) -> list[str]:
+    """Weight and name of each LoRA that is in the base; a path's folders are nobody's business."""
+    return [
+        f"{weight:g} {name.replace(chr(92), '/').rpartition('/')[2]}"
+        for weight, name in map(weighted_lora, lora.merge_first)
+    ]
 
 
 def _modelspec_entries(config: TrainConfig, facts: ExportFacts) -> dict[str, str]:

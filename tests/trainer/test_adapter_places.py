@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from trainer.config.choices import LoraTargets
 from trainer.config.files import ConfigError, parse_config
 from trainer.config.schema import LoraConfig
 from trainer.families.base import Components, ModelFamily
+from trainer.metadata import ExportFacts, build_metadata
 
 
 @pytest.fixture(scope="module")
@@ -236,3 +238,35 @@ def test_the_start_depends_on_its_seed_alone(family: ModelFamily, folder: Path) 
         assert torch.equal(torch.random.get_rng_state(), before)  # nobody else's randomness is touched
         starts.append(torch.cat([layer.tensors()["lora_down.weight"].flatten() for layer in layers]))
     assert torch.equal(starts[0], starts[1]) and not torch.equal(starts[0], starts[2])
+
+
+# --- what a file says of it ---
+
+
+def test_metadata_tells_the_adapter_in_kohyas_words_and_no_paths() -> None:
+    facts = ExportFacts("sd15", "demo", "ab", "epsilon", False, 3, 1, 0.0, 1.0)
+    plain = build_metadata(config(), facts)
+    assert plain["ss_network_module"] == "networks.lora" and plain["safelight_merged_first"] == "None"
+    assert json.loads(plain["ss_network_args"]) == {"targets": "attention+ff+proj"}
+    lora = {
+        "adapter": "lokr",
+        "conv_rank": 4,
+        "lokr_factor": 8,
+        "merge_first": ["0.8 /home/someone/private/style.safetensors", "1 other"],
+        "train_denoiser": False,
+        "train_text_encoder": True,
+    }
+    told = build_metadata(config(lora=lora), facts)
+    assert told["ss_network_module"] == "lycoris.kohya" and told["ss_unet_lr"] == "None"
+    arguments = json.loads(told["ss_network_args"])
+    assert arguments == {
+        "algo": "lokr",
+        "factor": "8",
+        "conv_dim": "4",
+        "conv_alpha": "16.0",
+        "targets": "attention+ff+proj",
+    }
+    assert told["safelight_merged_first"] == "0.8 style.safetensors; 1 other"
+    assert "someone" not in str(told)
+    dora = json.loads(build_metadata(config(lora={"adapter": "dora"}), facts)["ss_network_args"])
+    assert dora == {"algo": "locon", "dora_wd": "True", "targets": "attention+ff+proj"}
