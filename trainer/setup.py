@@ -149,10 +149,10 @@ def prepare(
     dtype = choose_dtype(config.model.precision, device)
     family = get_family(inputs.model.family)
     components = family.load(inputs.model, device, dtype)
-    merge_loras(components, family.name, inputs.merge_first)
-    if config.embedding.word:
-        for warning in add_word(components, config.embedding):
-            emit(events.Warned(warning))
+    warnings = merge_loras(components, family.name, inputs.merge_first)
+    warnings += add_word(components, config.embedding) if config.embedding.word else []
+    for warning in warnings:
+        emit(events.Warned(warning))
     noise_schedule = family.schedule(components, config.model)
 
     step = family.bucket_step(components)

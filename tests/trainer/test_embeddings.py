@@ -28,7 +28,7 @@ from trainer.learning_rates import learning_rate_warnings
 from trainer.loop import train
 from trainer.resume import restore
 from trainer.runs import RunFolder
-from trainer.setup import Run
+from trainer.setup import Run, prepare
 from trainer.step import train_step, window_losses
 from trainer.workspace import Workspace
 
@@ -357,6 +357,18 @@ def test_a_run_goes_on_from_a_file_with_its_word_and_never_without(
     for changes in ({"word": ""}, {"num_vectors": 3}):
         with pytest.raises(SafelightError, match=r"would be lost.*embedding\.word"):
             prepared(configured(bases["sdxl"], pictures, lora=lora, embedding=changes), workspace)
+
+
+def test_words_of_a_lora_that_is_put_into_the_base_are_told_to_stay_behind(
+    bases: dict[str, Path], pictures: Path, workspace: Workspace
+) -> None:
+    trained(configured(bases["sd15"], pictures, training={"max_train_steps": 1}), workspace)
+    lora = {"merge_first": [f"0.5 {only_run(workspace).path / 'tiny.safetensors'}"]}
+    config = configured(bases["sd15"], pictures, lora=lora, embedding={"word": ""})
+    seen: list[events.Event] = []
+    folder = RunFolder.create(workspace, config)
+    prepare(config, find_inputs(config, workspace), folder, workspace, seen.append, Control())
+    assert [event for event in seen if isinstance(event, events.Warned) and f"words {WORD}" in event.message]
 
 
 def test_files_of_steps_are_named_and_forgotten_with_the_lora_of_that_step(

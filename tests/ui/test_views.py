@@ -88,3 +88,14 @@ def test_not_a_number_becomes_a_gap_in_the_curve() -> None:
 
 def test_addresses_hold_no_path_of_the_machine_and_no_mark_of_their_own() -> None:
     assert run_url("a b?#/c", "samples/1.png") == "safelight/runs/a%20b%3F%23%2Fc/samples/1.png"
+
+
+def test_the_file_of_a_trained_word_is_told_apart_from_the_lora(services: Services) -> None:
+    folder = run_folder(services.workspace, "mira")
+    everywhere = dict.fromkeys(("comfyui", "a1111", "forge", "diffusers"), "")
+    folder.append(events.LoraSaved(20, "embeddings/mira.safetensors", "embedding", 9, "0" * 64, everywhere))
+    word, lora = run_detail(services.jobs.progress("mira"))["files"]
+    assert (word["name"], word["is_word"], lora["is_word"]) == ("mira.safetensors", True, False)
+    assert word["fits"] == "ComfyUI, A1111, Forge and diffusers" and word["url"] == run_url(
+        "mira", "embeddings/mira.safetensors"
+    )

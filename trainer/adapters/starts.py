@@ -26,14 +26,15 @@ SETTING_OF_PART = {DENOISER: "lora.train_denoiser"}
 """The setting that trains a part; all other parts are text encoders."""
 
 
-def merge_loras(components: Components, family: str, loras: Sequence[tuple[float, Path]]) -> None:
+def merge_loras(components: Components, family: str, loras: Sequence[tuple[float, Path]]) -> list[str]:
     """Adds LoRAs, each times its weight, to the base's weights; the base gets a fingerprint of its own by that.
 
+    Returns a sentence for each file whose trained words a base can't hold.
     Every layer is worked out from the base's own weight, so the order does not matter. Raises SafelightError for a file
     that holds what this model does not have.
     """
     if not loras:
-        return
+        return []
     files = [(weight, path.name, read_lora(path, family)) for weight, path in loras]
     changes: dict[tuple[Place, str], Tensor] = {}
     modules = {name: dict(part.named_modules()) for name, part in components.modules().items()}
@@ -54,6 +55,11 @@ def merge_loras(components: Components, family: str, loras: Sequence[tuple[float
     # What is cached of texts was encoded by the base as it was, and a checkpoint fits the merged base alone.
     fingerprint = hashlib.sha256("\n".join(told).encode()).hexdigest()
     components.model_files = dataclasses.replace(components.model_files, fingerprint=fingerprint)
+    return [
+        f"{name} brings the trained words {', '.join(file.embeddings)}, which the base can't hold: only its layers are merged."
+        for _, name, file in files
+        if file.embeddings
+    ]
 
 
 def _parameter(modules: Mapping[str, Mapping[str, nn.Module]], place: Place, kind: str, name: str) -> nn.Parameter:

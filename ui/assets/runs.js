@@ -229,6 +229,9 @@
           { class: "sl-muted" },
           "ComfyUI: put the file into models/loras and load it with Load LoRA. A1111 and Forge: put it into models/Lora and pick it in the Lora tab.",
         ),
+        run.files.some((file) => file.is_word)
+          ? h("p", { class: "sl-muted" }, "The file of a trained word goes into models/embeddings, where ComfyUI calls it embedding:WORD; in A1111 and Forge into embeddings, where the word alone calls it.")
+          : null,
       ];
     }
 
