@@ -17,6 +17,7 @@ from torch import nn
 from security.weights import check_safetensors
 from tests import tiny
 from tests.trainer.adapted import ALPHA, RANK, adapted, outputs
+from tests.trainer.comfyui import apply_file
 from trainer.adapters.layer import AdaptedLayer, adapted_layers
 from trainer.adapters.table import ADAPTERS
 from trainer.config.choices import AdapterName
@@ -74,7 +75,10 @@ def diffusers_warnings() -> Iterator[list[str]]:
 def test_a_file_of_any_adapter_makes_of_the_base_what_was_trained(
     folder: Path, family: ModelFamily, tmp_path: Path, adapter: AdapterName
 ) -> None:
-    """The file as our reader has it, added to the weights of a fresh model, gives the trained model's outputs."""
+    """The file as our reader has it, added to the weights of a fresh model, gives the trained model's outputs.
+
+    So does the file itself by ComfyUI's rules, with no key left over.
+    """
     edges = {"exclude_patterns": ["conv_out", "conv_in"]} if "oft" in adapter else {}
     ranks = {} if "oft" in adapter else {"block_ranks": ["mid_block 2"]}
     components = adapted(family, folder, adapter=adapter, **({"targets": "all", "block_size": 4} | edges | ranks))
@@ -93,10 +97,13 @@ def test_a_file_of_any_adapter_makes_of_the_base_what_was_trained(
         module = modules[module_in(modules, place.module) or "missing"]
         assert isinstance(module, nn.Linear | nn.Conv2d)
         module.weight.data += layer.delta(module.weight.data)
+    other = family.load(tiny.model_files(folder, family.name), "cpu", torch.float32)
+    assert apply_file(load_file(path), other.denoiser, other.text_encoders) == set()
     expected = outputs(components.denoiser, components.text_encoders)
-    for name, found in outputs(fresh.denoiser, fresh.text_encoders).items():
-        assert (expected[name] - before[name]).abs().max() > 0.01, f"{adapter} must change {name} to mean anything"
-        assert (expected[name] - found).abs().max() <= 1e-4 * expected[name].abs().max(), name
+    for model in (fresh, other):
+        for name, found in outputs(model.denoiser, model.text_encoders).items():
+            assert (expected[name] - before[name]).abs().max() > 0.01, f"{adapter} must change {name} to mean anything"
+            assert (expected[name] - found).abs().max() <= 1e-4 * expected[name].abs().max(), name
 
 
 @pytest.mark.parametrize("adapter", AdapterName)

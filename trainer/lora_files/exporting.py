@@ -43,12 +43,7 @@ def written_formats(key_format: KeyFormat, adapter: AdapterName) -> list[KeyForm
 
 def trained_file(components: Components, family: ModelFamily) -> LoraFile:
     """The trained layers as a LoRA file in memory, in fp32 and without metadata."""
-    layers: dict[Place, Layer] = {}
-    for place, adapted in _adapted(components):
-        tensors = {suffix: tensor.detach().cpu().float() for suffix, tensor in adapted.tensors().items()}
-        layer = build_layer(place, tensors, {suffix: f"{place.module}.{suffix}" for suffix in tensors}, None)
-        assert layer is not None, f"{place} has tensors that make no layer: {sorted(tensors)}"
-        layers[place] = layer
+    layers = {place: _layer(place, adapted, "cpu") for place, adapted in _adapted(components)}
     return LoraFile(family.name, layers, embeddings=trained_words(components))
 
 
@@ -88,7 +83,7 @@ def verify_export(
     """
     trained = _for_format(trained_file(components, family), key_format)
     for place, adapted in _adapted(components):
-        _compare_effect(path.name, place, trained.layers[place], adapted)
+        _compare_effect(path.name, place, _layer(place, adapted, adapted.weight.device), adapted)
     expected = as_written(trained, FileFormat(key_format.value))
     found = read_lora(path, family.name)
     _refuse_unmatched(
@@ -107,6 +102,14 @@ def _adapted(components: Components) -> Iterator[tuple[Place, AdaptedLayer]]:
     for part, module in components.modules().items():
         for name, layer in adapted_layers(module).items():
             yield Place(part, name if part == UNET else canonical(name)), layer
+
+
+def _layer(place: Place, adapted: AdaptedLayer, device: torch.device | str) -> Layer:
+    """What a file would hold for a trained layer, in fp32 on a device."""
+    tensors = {suffix: tensor.detach().to(device).float() for suffix, tensor in adapted.tensors().items()}
+    layer = build_layer(place, tensors, {suffix: f"{place.module}.{suffix}" for suffix in tensors}, None)
+    assert layer is not None, f"{place} has tensors that make no layer: {sorted(tensors)}"
+    return layer
 
 
 def _verify_with_diffusers(
