@@ -43,8 +43,14 @@ def dataset(folder: Path, pictures: dict[str, Image.Image]) -> list[Picture]:
     return list(scan_folder(folder, DatasetConfig()).pictures)
 
 
+PRINTS: dict[str, Fingerprint] = {}
+
+
 def print_of(picture: Picture) -> Fingerprint:
-    return fingerprint_of(open_image(picture.path))
+    """By content, so that a picture that many tests use is looked at once."""
+    if picture.content_hash not in PRINTS:
+        PRINTS[picture.content_hash] = fingerprint_of(open_image(picture.path))
+    return PRINTS[picture.content_hash]
 
 
 def relatives_of(pictures: Sequence[Picture]) -> Relatives:
@@ -76,7 +82,7 @@ def test_as_many_are_held_out_as_the_share_says(count: int, share: float, expect
 
 
 def test_training_and_held_out_share_nothing_and_lose_nothing(distinct) -> None:
-    for share in (0.05, 0.1, 0.15, 0.33, 0.5):
+    for share in (0.05, 0.15, 0.5):
         divided = divide([(source("a"), distinct)], relatives_of, share=share, seed=3)
         trained = {one.name for one in divided.trained[0][1]}
         held_out = {one.name for _, one in divided.held_out}
@@ -102,7 +108,7 @@ def test_a_picture_more_changes_the_choice_by_little(distinct, tmp_path) -> None
     assert len(before & after) >= len(before) - 1
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(3))
 def test_near_duplicates_mirrored_and_cropped_pictures_stay_on_one_side(seed: int, tmp_path) -> None:
     """Every other picture has a twin of another kind; no twins are ever divided."""
     pictures, families = {}, []
@@ -143,7 +149,7 @@ def test_regularisation_pictures_are_never_held_out_nor_are_their_twins(distinct
 
 
 def test_a_dataset_always_keeps_something_to_train(distinct) -> None:
-    for seed in range(20):
+    for seed in range(6):
         divided = divide(
             [(source("a"), distinct[:9]), (source("b"), distinct[9:10])], relatives_of, share=0.5, seed=seed
         )
