@@ -36,6 +36,8 @@ def configure_logging(workspace: Workspace) -> None:
     listener.start()
     _active.append((handler, listener))
     logging.getLogger("safelight").setLevel(logging.INFO)
+    # When it is imported, it advises to install a package that downloads programs; Safelight doesn't want one.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     logging.getLogger().addHandler(handler)
 
 

@@ -6,7 +6,6 @@ The table needs no torch: the page, the command line and the checks of settings 
 from __future__ import annotations
 
 import importlib
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -239,8 +238,6 @@ def build_optimizer(settings: OptimizerConfig, groups: Groups) -> Optimizer:
 def optimizer_class(row: OptimizerRow) -> type[Optimizer]:
     """The class that a row names."""
     module, _, name = row.import_path.rpartition(".")
-    # bitsandbytes asks for a package of downloadable kernels when it is imported; Safelight doesn't want one
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     found: type[Optimizer] = getattr(importlib.import_module(module), name)
     return found
 

@@ -103,7 +103,7 @@ def test_the_class_is_the_one_that_is_named(name: OptimizerName) -> None:
 @every_optimizer
 def test_it_learns_at_the_rates_of_its_band(name: OptimizerName, capsys: pytest.CaptureFixture[str]) -> None:
     band = OPTIMIZERS[name].band
-    problem = Problem(name, learning_rate=band.usual if OPTIMIZERS[name].one_rate else band.high, weight_decay=0.0)
+    problem = Problem(name, learning_rate=band.usual if OPTIMIZERS[name].one_rate else band.high)
     before = [one.detach().clone() for one in problem.weights]
     start = float(problem.loss().detach())
     problem.steps(250)
@@ -112,6 +112,21 @@ def test_it_learns_at_the_rates_of_its_band(name: OptimizerName, capsys: pytest.
     assert end < 0.5 * start
     assert all(not torch.equal(one, old) for one, old in zip(problem.weights, before, strict=True))
     assert capsys.readouterr().out == "", "a library prints into the output of --json"
+
+
+@every_optimizer
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("beta1", 0.5), ("beta2", 0.5), ("beta3", 0.5), ("epsilon", 1e-2), ("weight_decay", 1.0), ("d_coefficient", 50.0)],
+)
+def test_it_listens_to_the_fields_that_its_row_names_and_to_no_others(
+    name: OptimizerName, field: str, value: float
+) -> None:
+    usual, changed = Problem(name), Problem(name, **{field: value})
+    for one in (usual, changed):
+        one.steps(8)
+    differ = any(not torch.equal(one, two) for one, two in zip(usual.weights, changed.weights, strict=True))
+    assert differ == (field in OPTIMIZERS[name].uses)
 
 
 @every_optimizer
