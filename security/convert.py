@@ -21,6 +21,7 @@ from security.confined import CONFINEMENT_FAILED
 from security.errors import RefusedConfig, RefusedFile, SafelightError
 from security.pickles import check_torch_file
 from security.policy import MAX_CHECKPOINT_BYTES
+from security.processes import ended_by
 from security.sandbox import Limits, probe, run_confined
 from security.weights import check_safetensors
 
@@ -120,6 +121,11 @@ def _run_child(descriptor: int, size: int, folder: Path, name: str) -> tuple[str
         raise SafelightError(f"{name} was not converted: the sandbox could not be set up. {_quoted(done.stderr)}")
     if done.returncode != 0:
         logger.warning("converting %s ended with %d: %s", ascii(name), done.returncode, _quoted(done.stderr, 4000))
+        if done.returncode < 0:
+            raise SafelightError(
+                f"{name} is not converted: the converter {ended_by(done.returncode)}. Nothing was changed. Close other "
+                "programs and try again, or get the .safetensors version of the model."
+            )
         raise SafelightError(
             f"{name} could not be converted (exit code {done.returncode}). It is damaged, holds something unusual, or "
             "needs more memory than there is. Get the .safetensors version of the model."

@@ -18,6 +18,7 @@ from security.confined import CONFINEMENT_FAILED
 from security.errors import RefusedConfig, RefusedFile, SafelightError
 from security.parquet_child import ROWS_NAME
 from security.policy import MAX_IMAGE_BYTES, MAX_PARQUET_BYTES, MAX_PARQUET_GROUP_BYTES, MAX_PARQUET_GROUPS, MIB
+from security.processes import ended_by
 from security.sandbox import Limits, probe, run_confined
 from security.sniff import open_regular
 
@@ -129,6 +130,11 @@ def _ask(path: Path, folder: Path, order: dict[str, Any]) -> dict[str, Any]:
         )
     if done.returncode != 0:
         logger.warning("reading %s ended with %d: %s", ascii(path.name), done.returncode, _plain(done.stderr[-4000:]))
+        if done.returncode < 0:
+            raise SafelightError(
+                f"{path.name} is not read: the program that reads it {ended_by(done.returncode)}. Nothing was changed. "
+                "Close other programs and try again."
+            )
         raise RefusedFile(
             f"{path.name} could not be read (exit code {done.returncode}). It is damaged, or needs more memory than "
             f"{_MEMORY_BYTES // MIB} MiB."

@@ -35,6 +35,12 @@ def scrubbed_environment() -> dict[str, str]:
     }
 
 
+def ended_by(returncode: int) -> str:
+    """How a program ended that something outside of it ended: the name of the signal, and what usually sends it."""
+    name = signal.Signals(-returncode).name if -returncode in set(signal.Signals) else f"signal {-returncode}"
+    return f"was ended from outside ({name}), as a system does that runs out of memory"
+
+
 def run(
     argv: Sequence[str],
     *,

@@ -337,6 +337,11 @@ def error_message(error: Exception, logs_dir: Path) -> str:
     """What to tell the user about an error that no one foresaw."""
     if isinstance(error, OSError) and disk_is_full(error):
         return "The disk is full. Make room, then press Continue: the run goes on from its last checkpoint."
+    if isinstance(error, FileNotFoundError):
+        return (
+            f"{Path(str(error.filename)).name} is gone while the run needs it. If a disk was taken off or a folder was moved, "
+            "put it back, then press Continue: the run goes on from its last checkpoint."
+        )
     if (
         type(error).__name__ == "OutOfMemoryError"
         or isinstance(error, MemoryError)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import stat
 import threading
 import zipfile
@@ -168,6 +169,29 @@ def test_a_child_that_wants_too_much_memory_ends_and_is_told_about(
     with pytest.raises(SafelightError, match=r"model\.ckpt could not be converted"):
         convert_checkpoint(source, tmp_path / "model.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["model.ckpt"]
+
+
+def test_a_converter_that_is_killed_leaves_nothing_and_is_told_in_words(tmp_path: Path) -> None:
+    source = saved(tmp_path, {"state_dict": {f"{number}": torch.randn(256, 256) for number in range(200)}})
+    caught: list[SafelightError] = []
+
+    def convert_it() -> None:
+        try:
+            convert_checkpoint(source, tmp_path / "model.safetensors")
+        except SafelightError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=convert_it)
+    thread.start()
+    while thread.is_alive():
+        for task in Path("/proc/self/task").iterdir():
+            for child in (task / "children").read_text().split():
+                if "convert_child" in Path(f"/proc/{child}/cmdline").read_text():
+                    os.kill(int(child), signal.SIGKILL)
+        thread.join(0.01)
+    assert "the converter was ended from outside (SIGKILL)" in str(caught[0]) and "try again" in str(caught[0])
+    assert [path.name for path in tmp_path.iterdir()] == ["model.ckpt"]
+    convert_checkpoint(source, tmp_path / "model.safetensors")
 
 
 def test_without_a_sandbox_nothing_is_converted(tmp_path: Path) -> None:
