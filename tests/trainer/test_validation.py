@@ -89,6 +89,9 @@ def test_what_is_held_out_is_not_trained_and_measuring_changes_nothing(base, pic
 def test_measuring_leaves_no_trace(base, pictures, workspace) -> None:
     run = prepared(config_of(base, pictures, lora={"dropout": 0.2, "train_text_encoder": True}), workspace)
     shake(run)
+    drawn: list[torch.Tensor] = []
+    # a layer that draws at random even when it is measured, as some networks' own augmentations do
+    run.components.denoiser.register_forward_hook(lambda *_: drawn.append(torch.rand(1)))
     random.seed(1)
     np.random.seed(1)
     torch.manual_seed(1)
@@ -97,7 +100,7 @@ def test_measuring_leaves_no_trace(base, pictures, workspace) -> None:
     weights = [parameter.clone() for parameter in run.parameters]
     first, second = measure(run), measure(run)
     after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
-    assert first == second
+    assert first == second and drawn
     assert before[:2] == after[:2] and torch.equal(before[2], after[2])
     assert modes == [layer.training for part in run.adapted.values() for layer in part.modules()]
     assert all(torch.equal(one, other) for one, other in zip(weights, run.parameters, strict=True))
