@@ -101,6 +101,27 @@ def test_every_setting_can_be_found_changed_and_put_back(watched: Watch, server:
     expect(page.locator("#set-lora-rank input")).to_have_value("16")
 
 
+def test_a_setting_without_effect_is_told_at_its_field(watched: Watch, server: Served) -> None:
+    page = watched(server.address + "/?tab=train")
+    page.locator(".sl-fold").click()
+    page.locator("#set-optimizer-power input").fill("2")
+    note = page.locator("#set-optimizer-power .sl-inactive")
+    expect(note).to_have_text("Does nothing unless optimizer.schedule is polynomial.")
+    expect(page.locator("#set-optimizer-power input")).to_have_attribute(
+        "aria-describedby", "set-optimizer-power-inactive"
+    )
+    expect(page.locator(".sl-changes li", has_text="Power: 1")).to_contain_text("Does nothing unless")
+    page.set_viewport_size({"width": 390, "height": 800})
+    box = note.bounding_box()
+    assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= 390
+    page.locator("#set-lora-rank input").fill("0")  # while the form has a mistake the notes stay
+    expect(page.locator("#view-form .sl-message")).to_contain_text("lora.rank is 0")
+    expect(note).to_be_visible()
+    page.locator("#set-lora-rank input").fill("16")
+    page.locator(".sl-changes li", has_text="Power: 1").get_by_role("button").click()
+    expect(note).to_have_count(0)
+
+
 def test_the_form_survives_a_reload_and_tells_what_it_means(watched: Watch, server: Served) -> None:
     page = watched(server.address + "/?tab=train")
     page.locator("#set-name input").fill("kept_over_reload")

@@ -93,6 +93,8 @@ def test_the_trigger_word_comes_first_wherever_it_stood() -> None:
     for text in ("a ||| mira, c", "mira ||| a, c", "a ||| c, d ||| mira", "a ||| c"):
         texts = seen(text, chosen, "mira")
         assert all(one.split(", ")[0] == "mira" and one.count("mira") == 1 for one in texts), text
+    within = seen("a ||| b, mira smiles, c", chosen, "mira")  # half a sentence: the part as a whole comes first
+    assert set(within) == {"mira smiles, a, b, c", "mira smiles, a, c, b"}
     by_number = settings(shuffle_tags=True, keep_tokens=2)
     assert {tuple(one.split(", ")[:2]) for one in seen("a, mira, c, d", by_number, "mira")} == {("mira", "a")}
     assert {tuple(one.split(", ")[:2]) for one in seen("a, b, c, mira", by_number, "mira")} == {("mira", "a")}

@@ -157,6 +157,10 @@ def test_complaints_count_pictures_and_not_their_sizes_and_crops() -> None:
     found = placed(own, resolution=128, random_crops=3, more_resolutions=(64,), aspect_buckets=False)
     texts = [text for _, text in picture_complaints(found, 2)]
     assert len(texts) == 1 and texts[0].startswith("1 pictures are smaller")
+    bare = Picture(**{**vars(pictures(1, (320, 128))[0]), "has_caption": False})
+    several = placed([bare], resolution=128, random_crops=3, more_resolutions=(64,), aspect_buckets=False)
+    assert len(several) == 6
+    assert picture_complaints(several, 2)[0][1].startswith("1 pictures have no caption file")
     shapes = pictures(1, (320, 128)) + pictures(3, (128, 320), first=1)
     alone = placed(shapes, resolution=128, random_crops=3)
     assert any("1 pictures are alone" in text for _, text in picture_complaints(alone, 2))

@@ -205,7 +205,6 @@ ROWS: tuple[InactiveRow, ...] = (
             "validation.num_timesteps",
             "validation.train_pictures",
             "validation.keep_best",
-            "validation.early_stop_patience",
             "validation.early_stop_delta",
         ),
         lambda config, family: not (config.validation.folder or config.validation.split),
