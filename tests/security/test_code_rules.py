@@ -95,6 +95,7 @@ WRITERS: dict[str, str] = {
     "trainer/models/converted.py": "copies the settings beside a checkpoint to where it is converted",
     "trainer/models/fetching.py": "the quarantine of a download",
     "trainer/models/provenance.py": "the note beside a model that goes",
+    "trainer/lora_files/placing.py": "puts finished LoRA files and models in their places",
     "trainer/dataset/thumbnails.py": "thumbnails in the cache",
     "trainer/dataset/studio.py": "copies a dataset into a new folder, that a rename puts in place; renames datasets",
     "trainer/dataset/prepare.py": "puts a finished dataset in its place",

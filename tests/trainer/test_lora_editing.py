@@ -14,7 +14,7 @@ from security.errors import RefusedConfig, RefusedFile, RefusedName, RefusedPath
 from security.integrity import check_own_hash
 from security.policy import MAX_WEIGHT_METADATA_BYTES
 from security.weights import check_safetensors
-from trainer.lora_files import shelf
+from trainer.lora_files import placing, shelf
 from trainer.lora_files.edit import FIELDS, NEEDED, REMOVALS, Edit, Removal, edit_file, edited
 from trainer.workspace import Workspace
 
@@ -189,14 +189,6 @@ def test_what_a_killed_program_left_goes_when_it_is_old(workspace: Workspace) ->
     young, old = (workspace.loras_dir / f".partial-{sign * 16}" for sign in "ab")
     for path in (young, old):
         path.write_bytes(b"half")
-    os.utime(old, (0, time.time() - 2 * shelf.PARTIAL_SECONDS))
+    os.utime(old, (0, time.time() - 2 * placing.PARTIAL_SECONDS))
     shelf.new_lora_place(workspace, "new")
     assert young.exists() and not old.exists()
-
-
-def test_path_at_the_command_line(workspace: Workspace, source: Path) -> None:
-    assert shelf.locate_lora(workspace, str(source)).path == source.resolve()
-    with pytest.raises(SafelightError, match="There is no LoRA"):
-        shelf.locate_lora(workspace, "nothing")
-    with pytest.raises(RefusedPath):
-        shelf.locate_lora(workspace, "nothing.safetensors")

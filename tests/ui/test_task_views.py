@@ -11,7 +11,7 @@ from tests.ui.test_tabs import drawn
 from trainer.tasks import TaskControl, TaskState, TaskView
 from ui.services import Services
 from ui.strip import status_strip
-from ui.task_views import WORDS, task_line, with_task
+from ui.task_views import LORA_KIND, WORDS, task_line, with_task
 from ui.views import strip_values
 
 
@@ -45,7 +45,9 @@ def test_lines_of_all_states() -> None:
     assert task_line(task(total=0, eta_seconds=None)) == "a.png"
     assert task_line(task(total=0, text="", eta_seconds=None)) == "starting"
     assert with_task({**strip_values(None, 0), "beside": ""}, task(kind="other"))["word"] == "Working"
-    assert len(set(WORDS.values())) == len(WORDS)
+    assert len(set(WORDS.values())) == len(WORDS) - 1  # a dataset is checked, and a run before it starts
+    lora = with_task({**strip_values(None, 0), "beside": ""}, task(kind=LORA_KIND, dataset="", title="Resize x"))
+    assert (lora["word"], lora["name"], lora["tab"]) == ("Making", "Resize x", "tools")
 
 
 def test_the_strip_polls_the_tasks_and_cancels_them(services: Services) -> None:

@@ -7,22 +7,20 @@ is read once more before it is called good.
 from __future__ import annotations
 
 import json
-import secrets
-import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from security.errors import RefusedPath, SafelightError
+from security.errors import SafelightError
 from security.roots import refuse_full_disk
 from trainer.lora_files.changes import Layers, Unfit, title
 from trainer.lora_files.checkpoint import Checkpoint, Stored
 from trainer.lora_files.names import Place
+from trainer.lora_files.placing import copy_file, folder_beside, refuse_taken, take_away
 from trainer.lora_files.streaming import tensor_bytes, write_weights
 from trainer.models.files import model_parts
 from trainer.tasks import TaskControl
@@ -76,8 +74,7 @@ def bake(base: Checkpoint, added: Sequence[Added], target: Path, *, control: Tas
     of other models and numbers that the model's format can't hold, RefusedPath if `target` is there, SafelightError when
     the disk is too full. Nothing is left behind then.
     """
-    if target.exists():
-        raise RefusedPath(f"{target.name} is there already. Choose another name.")
+    refuse_taken(target)
     plan = _plan(base, added)
     parts = model_parts(base.path)
     refuse_full_disk(target.parent, parts)
@@ -93,21 +90,14 @@ def bake(base: Checkpoint, added: Sequence[Added], target: Path, *, control: Tas
 
 
 def _bake_folder(base: Checkpoint, target: Path, parts: list[Path], work: _Pass) -> None:
-    temporary = target.with_name(f".partial-{secrets.token_hex(8)}")
-    temporary.mkdir(mode=0o700)
-    try:
+    with folder_beside(target) as temporary:
         for file in parts:
             copy = temporary / file.relative_to(base.path)
-            copy.parent.mkdir(parents=True, exist_ok=True)
             if file in base.headers:
+                copy.parent.mkdir(parents=True, exist_ok=True)
                 work.write(file, copy)
             else:
-                shutil.copyfile(file, copy)
-        if target.exists():
-            raise RefusedPath(f"{target.name} is there already. Choose another name.")
-        temporary.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+                copy_file(file, copy)
 
 
 class _Pass:
@@ -230,8 +220,7 @@ def _prove(base: Checkpoint, result: Checkpoint, added: Sequence[Added], plan: _
         if not torch.equal(expected.to(dtype).float(), got):
             wrong = title(place)
     if wrong:
-        with suppress(OSError):
-            shutil.rmtree(result.path) if result.path.is_dir() else result.path.unlink()
+        take_away(result.path)
         raise SafelightError(
             f"The new model was written, but {wrong} reads back as something else, so it was deleted. The disk may be damaged."
         )

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import secrets
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from security.errors import RefusedName, SafelightError
 from security.names import safe_name
 from trainer.lora_files.operations import Weighted, bake_loras
+from trainer.lora_files.placing import copy_file, folder_beside, sweep
 from trainer.lora_files.results import Outcome
-from trainer.lora_files.shelf import sweep
 from trainer.models.files import SIDECAR_SUFFIX, WEIGHT_SUFFIX, library_entries
 from trainer.models.library import DEMO_NAME, find_model, model_places, remove_model
 from trainer.models.provenance import Provenance, record_provenance
@@ -61,15 +59,8 @@ def _bake(
     beside = model_places(base)[1:]
     if not beside:
         return bake_loras(base, sources, workspace.models_dir / f"{name}{WEIGHT_SUFFIX}", control=control)
-    fresh = workspace.models_dir / f".partial-{secrets.token_hex(8)}"
-    fresh.mkdir(mode=0o700)
-    try:
+    with folder_beside(workspace.models_dir / name) as fresh:
         for part in beside:
             own = f"{name}{SIDECAR_SUFFIX}" if part.name.endswith(SIDECAR_SUFFIX) else part.relative_to(base.parent)
-            (fresh / own).parent.mkdir(exist_ok=True)
-            shutil.copyfile(part, fresh / own)
-        outcome = bake_loras(base, sources, fresh / f"{name}{WEIGHT_SUFFIX}", control=control)
-        fresh.rename(workspace.models_dir / name)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    return outcome
+            copy_file(part, fresh / own)
+        return bake_loras(base, sources, fresh / f"{name}{WEIGHT_SUFFIX}", control=control)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import secrets
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,9 +21,10 @@ from trainer.lora_files.changes import LayerReport, is_kernel, kept_overall, tit
 from trainer.lora_files.file import LoraFile
 from trainer.lora_files.keys import FileFormat
 from trainer.lora_files.layers import Difference, Layer, LowRank
+from trainer.lora_files.placing import file_beside
 from trainer.lora_files.programs import loads_in, told_in_words
 from trainer.lora_files.reading import read_lora
-from trainer.lora_files.streaming import STALE_ENTRIES, put_in_place
+from trainer.lora_files.streaming import STALE_ENTRIES
 from trainer.lora_files.writing import write_lora
 from trainer.models.text import gigabytes
 
@@ -87,24 +86,15 @@ def save(file: LoraFile, target: Path, form: Form, sources: Sequence[LoraFile] =
     formats = {precision_of(one) for one in sources} or {SavePrecision.FP16}
     precision = form.precision or (formats.pop() if len(formats) == 1 else SavePrecision.FP32)
     metadata = {key: value for key, value in file.metadata.items() if key not in STALE_ENTRIES}
-    temporary = target.with_name(f".partial-{secrets.token_hex(8)}")
-    try:
+    with file_beside(target, replace=form.replace) as temporary:
         num_bytes = write_lora(
-            file,
-            temporary,
-            form.file_format or file.file_format,
-            precision=precision,
-            metadata=metadata,
+            file, temporary, form.file_format or file.file_format, precision=precision, metadata=metadata
         )
         again = read_lora(temporary, file.family)
         if again.layers.keys() != file.layers.keys() or again.unmatched:
             raise SafelightError(
                 f"{target.name} reads back as something else than was written. This is a fault of Safelight."
             )
-        put_in_place(temporary, target, replace=form.replace)
-    finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
     return num_bytes, told_in_words(loads_in(again))
 
 

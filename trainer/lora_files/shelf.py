@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import secrets
-import shutil
-import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +10,9 @@ from security.errors import RefusedName, RefusedPath, SafelightError
 from security.names import safe_name, sanitized_name
 from security.roots import Root, refuse_full_disk, resolve_user_file
 from security.weights import check_safetensors, refuse_pickle
+from trainer.lora_files.placing import copy_file, file_beside, sweep
 from trainer.models.files import WEIGHT_SUFFIX
 from trainer.workspace import Workspace
-
-PARTIAL_SECONDS = 24 * 3600
-"""Age at which a half-written file is nobody's any more."""
 
 
 @dataclass(frozen=True)
@@ -52,18 +46,19 @@ def find_lora(workspace: Workspace, name: str) -> LoraEntry:
     if found is None:
         near = difflib.get_close_matches(name, [one.name for one in entries], n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
-        raise SafelightError(f"There is no LoRA {name[:100]!r} here.{hint} `lora list` lists those that are.")
+        raise SafelightError(
+            f"There is no LoRA {name[:100]!r} here.{hint} The Tools page and `lora list` list those that are."
+        )
     return found
 
 
 def locate_lora(workspace: Workspace, typed: str) -> LoraEntry:
     """What a person at the command line means: a file by its path, or a LoRA by its name. Raises SafelightError."""
-    path = Path(typed).expanduser()
-    if path.suffix.lower() == WEIGHT_SUFFIX or path.is_file():
-        path = resolve_user_file(str(path.absolute()), None)
-        status = path.stat()
-        return LoraEntry(path.stem, path, "", status.st_size, status.st_mtime)
-    return find_lora(workspace, typed)
+    if not typed.lower().endswith(WEIGHT_SUFFIX) and not Path(typed).is_file():
+        return find_lora(workspace, typed)
+    path = resolve_user_file(typed if typed.startswith("~") else str(Path(typed).absolute()), None)
+    status = path.stat()
+    return LoraEntry(path.stem, path, "", status.st_size, status.st_mtime)
 
 
 def new_lora_place(workspace: Workspace, name: str, *, replace: bool = False) -> Path:
@@ -77,14 +72,6 @@ def new_lora_place(workspace: Workspace, name: str, *, replace: bool = False) ->
     if target.is_symlink() or (target.exists() and not replace):
         raise RefusedName(f"There is a LoRA named {stem} already. Choose another name.")
     return target
-
-
-def sweep(folder: Path) -> None:
-    """Deletes what a killed program left half-written in a folder, once it is so old that nobody writes it any more."""
-    for path in folder.glob(".partial-" + "[0-9a-f]" * 16):
-        with suppress(OSError):
-            if time.time() - path.lstat().st_mtime > PARTIAL_SECONDS:
-                Root(folder).remove_tree(path) if path.is_dir() else path.unlink()
 
 
 def free_name(workspace: Workspace, wanted: str) -> str:
@@ -109,17 +96,9 @@ def bring_in(workspace: Workspace, source: Path, name: str = "") -> LoraEntry:
     check_safetensors(source)
     target = new_lora_place(workspace, name or free_name(workspace, source.stem))
     refuse_full_disk(workspace.loras_dir, [source])
-    temporary = workspace.loras_dir / f".partial-{secrets.token_hex(8)}"
-    try:
-        shutil.copyfile(source, temporary, follow_symlinks=False)
+    with file_beside(target) as temporary:
+        copy_file(source, temporary)
         check_safetensors(temporary)
-        temporary.chmod(0o600)
-        if target.exists():
-            raise RefusedName(f"There is a LoRA named {target.stem} already. Choose another name.")
-        temporary.rename(target)
-    finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
     return find_lora(workspace, target.stem)
 
 

@@ -12,7 +12,6 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -20,11 +19,12 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from security.errors import RefusedFile, RefusedPath, SafelightError
+from security.errors import RefusedFile, SafelightError
 from security.integrity import OWN_HASH_ENTRIES, sha256_of
 from security.roots import refuse_full_disk
 from security.sniff import open_regular
 from security.weights import TensorInfo, WeightsHeader, check_safetensors
+from trainer.lora_files.placing import file_beside
 
 CHUNK_BYTES = 1 << 22
 ALIGNMENT = 8
@@ -120,16 +120,13 @@ def write_weights(
     The metadata gets the hash of the tensors. Bytes are read back from the disk and compared. Raises SafelightError when
     the disk is too full or gives back other bytes, and RefusedPath for a name that is taken, unless `replace`.
     """
-    if target.exists() and not replace:
-        raise RefusedPath(f"{target.name} is there already. Choose another name.")
-    temporary = target.with_name(f".partial-{secrets.token_hex(8)}")
     # As many signs as the hash has, so that the header keeps its length. Nothing else in it can be equal.
     placeholder = secrets.token_hex(32)
     kept = {key: value for key, value in metadata.items() if key not in STALE_ENTRIES}
     entries = kept | dict(zip(OWN_HASH_ENTRIES, (f"0x{placeholder}", placeholder), strict=True))
     header = _header(tensors, entries)
     total = sum(info.num_bytes for info in tensors.values())
-    try:
+    with file_beside(target, replace=replace) as temporary:
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(len(header).to_bytes(ALIGNMENT, "little") + header)
@@ -143,10 +140,6 @@ def write_weights(
                 f"The disk gave back other bytes than were written to {target.name}. Use another disk."
             )
         written = Written(target, ALIGNMENT + len(header) + total, digest, sha256_of(temporary))
-        put_in_place(temporary, target, replace=replace)
-    finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
     return written
 
 
@@ -183,21 +176,6 @@ def _header(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> b
     return text + b" " * (-len(text) % ALIGNMENT)
 
 
-def put_in_place(temporary: Path, target: Path, *, replace: bool) -> None:
-    """Gives a finished file its name. Raises RefusedPath if that is taken, unless `replace`: the old one goes then."""
-    if replace:
-        temporary.replace(target)
-        return
-    try:
-        target.hardlink_to(temporary)  # unlike a rename, this fails when the name was taken meanwhile
-    except FileExistsError:
-        raise RefusedPath(f"{target.name} is there already. Choose another name.") from None
-    except OSError:  # a disk without hard links
-        if target.exists():
-            raise RefusedPath(f"{target.name} is there already. Choose another name.") from None
-        temporary.rename(target)
-
-
 def copy_weights(
     source: Path,
     target: Path,
@@ -211,16 +189,8 @@ def copy_weights(
     Raises as `write_weights`, and RefusedFile for a source that is no sound .safetensors file.
     """
     refuse_full_disk(target.parent, [source])
-    if target.exists() and not replace:
-        raise RefusedPath(f"{target.name} is there already. Choose another name.")
-    # Written beside it first: Windows replaces no file that is open for reading.
-    beside = target.with_name(f".partial-{secrets.token_hex(8)}")
-    try:
-        with WeightsReader(source) as reader:
-            tensors = dict(sorted(reader.header.tensors.items(), key=lambda item: item[1].start))
-            written = write_weights(beside, tensors, metadata, reader.chunks, progress=progress)
-        put_in_place(beside, target, replace=replace)
-    finally:
-        with suppress(FileNotFoundError):
-            beside.unlink()
+    # The source is closed before the new file gets its name: Windows replaces no file that is open for reading.
+    with file_beside(target, replace=replace) as beside, WeightsReader(source) as reader:
+        tensors = dict(sorted(reader.header.tensors.items(), key=lambda item: item[1].start))
+        written = write_weights(beside, tensors, metadata, reader.chunks, progress=progress)
     return dataclasses.replace(written, path=target)
