@@ -9,8 +9,10 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
+from trainer.adapters.table import ADAPTERS, TOOLS
 from trainer.config.files import ConfigError, Setting, SettingKind, config_values, iter_settings, parse_config
 from trainer.config.schema import TrainConfig
+from trainer.optimizers import OPTIMIZERS
 
 SETTINGS: dict[str, Setting] = {setting.name: setting for setting in iter_settings()}
 LIBRARY_SETTINGS = {
@@ -42,8 +44,24 @@ LABELS = {
     "embedding.learning_rate": "Learning rate of the word",
     "embedding.stop_step": "The word stops at step",
     "optimizer.name": "Optimizer",
+    "optimizer.lora_plus_ratio": "LoRA+ ratio",
+    "lora.rs_lora": "rs-LoRA",
+    "lora.init": "Matrices begin",
+    "lora.conv_rank": "Rank of convolutions",
+    "lora.conv_alpha": "Alpha of convolutions",
+    "lora.lokr_factor": "LoKr factor",
+    "lora.targets": "Layers",
+    "lora.target_patterns": "Layers by pattern",
+    "lora.exclude_patterns": "Layers left out",
+    "lora.block_ranks": "Ranks by pattern",
+    "lora.block_learning_rates": "Learning rates by pattern",
+    "lora.text_encoder_stop_step": "The text encoder stops at step",
+    "lora.continue_from": "Go on from",
+    "lora.merge_first": "LoRAs in the base",
 }
 """Names of settings where the field's own name is not what a person would say."""
+PROGRAM_NAMES = {"comfyui": "ComfyUI", "a1111": "A1111", "forge": "Forge", "diffusers": "diffusers"}
+"""What LoRA files are loaded with, as people write it."""
 LARGEST_SHOWN = 100_000
 """Bounds above this keep out nonsense only; they would make the help longer and no clearer."""
 WHOLE_WORDS = {"snr": "SNR", "lora": "LoRA"}
@@ -52,6 +70,20 @@ WHOLE_WORDS = {"snr": "SNR", "lora": "LoRA"}
 def label(setting: Setting) -> str:
     """The setting's name on the page: `min_snr_gamma` becomes "Min SNR gamma"."""
     return LABELS.get(setting.name) or words_of(setting.field)
+
+
+def about_choices(values: Mapping[str, Any]) -> dict[str, str]:
+    """What the chosen adapter and optimizer are, by setting: their own rows in words."""
+    told = {}
+    if row := ADAPTERS.get(values["lora.adapter"]):
+        where = ", ".join(PROGRAM_NAMES[tool] for tool in TOOLS if tool in row.loads_in)
+        told["lora.adapter"] = (
+            f"{row.title}: {row.help}. Time of a step: {row.cost[0].lower()}{row.cost[1:]} Loads in {where}."
+        )
+    if optimizer := OPTIMIZERS.get(values["optimizer.name"]):
+        rate = f"{optimizer.band.usual:g}, from {optimizer.band.low:g} to {optimizer.band.high:g}"
+        told["optimizer.name"] = f"{optimizer.title}: {optimizer.help} Usual learning rate {rate}."
+    return told
 
 
 def words_of(name: str) -> str:

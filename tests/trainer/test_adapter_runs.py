@@ -16,6 +16,7 @@ from tests.trainer.test_training import make_config, only_run, prepared, shake, 
 from trainer import events
 from trainer.adapters.layer import adapted_layers
 from trainer.adapters.starts import merge_loras
+from trainer.adapters.table import ADAPTERS
 from trainer.adapters.weights import adapter_weights, load_adapter_weights
 from trainer.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
 from trainer.config.choices import AdapterName
@@ -24,6 +25,7 @@ from trainer.families import get_family
 from trainer.families.base import Components
 from trainer.inputs import find_inputs
 from trainer.jobs import Control
+from trainer.lora_files.programs import loads_in
 from trainer.lora_files.reading import read_lora
 from trainer.resume import capture, restore
 from trainer.runs import RunFolder
@@ -180,6 +182,11 @@ def test_a_text_encoder_stops_at_its_step_also_after_a_resume(kind: str, base, p
     assert any(not torch.equal(history[0][key], history[1][key]) for key in texts)
     assert any(not torch.equal(history[2][key], history[3][key]) for key in denoiser)
 
+    encoders = [
+        layer for name, part in run.adapted.items() if name != "unet" for layer in adapted_layers(part).values()
+    ]
+    assert encoders and not any(layer.training for layer in encoders)  # what no longer learns drops nothing either
+
     for stop_at in (1, 3) if kind == "sd15" else (3,):  # before and after the text encoder's last step
         workspace = Workspace.open(tmp_path / f"halves {stop_at}")
         first = prepared(config, workspace)
@@ -234,6 +241,7 @@ def test_a_run_goes_on_from_a_file(name: AdapterName, base, pictures, tmp_path) 
         torch.testing.assert_close(layer.delta(), expected.view(layer.weight.shape), atol=1e-5, rtol=1e-4)
         assert layer.delta().any()
     assert not any("begin anew" in text for text in warnings)
+    assert {program for program, fault in loads_in(file).items() if not fault} == ADAPTERS[name].loads_in
 
 
 def test_a_run_goes_on_from_another_by_its_name_and_at_a_higher_rank(base, pictures, tmp_path) -> None:

@@ -184,7 +184,7 @@ def test_kronecker_factors(size: int, factor: int, expected: tuple[int, int]) ->
 
 
 @pytest.mark.parametrize("size", [1, 7, 127, 250, 360, 512, 640, 1024])
-@pytest.mark.parametrize("factor", [-1, 1, 2, 4, 8, 16])
+@pytest.mark.parametrize("factor", [-1, 1, 2, 4, 8, 16, 64])
 def test_kronecker_factors_are_lycoris_own(size: int, factor: int) -> None:
     """A file's shapes tell a reader everything, but other trainers go on from a file only in their own shapes."""
     smaller, larger = balanced_factors(size, factor)
@@ -296,7 +296,7 @@ def test_whole_layers_are_left_out_in_their_share() -> None:
     left_out = [torch.equal(changed(inputs), bare) for _ in range(2000)]
     assert sum(left_out) / 2000 == pytest.approx(0.3, abs=0.03)
     changed.eval()
-    assert not torch.equal(changed(inputs), bare)
+    assert not any(torch.equal(changed(inputs), bare) for _ in range(50))
 
 
 # --- going on from tensors, and the table ---

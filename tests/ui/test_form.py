@@ -146,3 +146,15 @@ def test_settings_without_effect_are_told_at_their_fields(tmp_path: Any) -> None
     assert "optimizer.schedule" in told["inactive"]["optimizer.power"]
     faulty, _ = tab.look(typed(tab.form, **{"optimizer.power": 2.0, "lora.rank": 0}))
     assert faulty["inactive"] is None  # the page keeps the notes that it has
+
+
+def test_every_adapter_and_optimizer_is_told_in_words() -> None:
+    from trainer.config.choices import AdapterName, OptimizerName
+    from ui.form import about_choices
+
+    told = [about_choices({"lora.adapter": one, "optimizer.name": "adamw"})["lora.adapter"] for one in AdapterName]
+    assert len(set(told)) == len(AdapterName) and all("Loads in ComfyUI" in text for text in told)
+    assert "diffusers" in told[0] and "diffusers" not in told[-1]
+    rates = [about_choices({"lora.adapter": "lora", "optimizer.name": one})["optimizer.name"] for one in OptimizerName]
+    assert len(set(rates)) == len(OptimizerName) and all("Usual learning rate" in text for text in rates)
+    assert about_choices({"lora.adapter": None, "optimizer.name": "nothing"}) == {}

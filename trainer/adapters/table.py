@@ -20,7 +20,7 @@ TOOLS = ("comfyui", "a1111", "forge", "diffusers")
 _PRODUCT = frozenset({"rank", "alpha", "rs_lora", "dropout", "conv_alpha"})
 _LOW_RANK = _PRODUCT | {"lora_plus_ratio"}
 _ROTATION = frozenset({"block_size"})
-_ONLY_KOHYA = (
+_NO_READER = (
     "diffusers has no reader for this adapter; use ComfyUI, Forge or A1111, or merge the file into a checkpoint"
 )
 
@@ -34,8 +34,8 @@ class AdapterRow:
     """One adapter. `import_path`: its class, made from (base layer, AdapterOptions).
 
     `listens_to`: the settings of [lora] (and optimizer.lora_plus_ratio) that do something with it, besides those that do
-    with all. `not_read_by`: the tools that can't load its files, each with the reason. `cost`: time of a step beside a
-    LoRA's.
+    with all. `not_read_by`: the tools that can't load its files, each with the reason. `cost`: processor time of a step
+    beside a LoRA's, as measured on the embedded model at its defaults; on larger pictures all come closer to a LoRA.
     """
 
     title: str
@@ -78,31 +78,31 @@ ADAPTERS: dict[AdapterName, AdapterRow] = {
         "a LoRA that learns the length of each weight column apart: closer to full training at low ranks",
         "trainer.adapters.low_rank.DoraAdapter",
         _LOW_RANK,
-        cost="Half more than a LoRA: the norms of all weights are taken anew in each step.",
+        cost="A tenth more than a LoRA: the norms of all weights are taken anew in each step.",
         inits=_NO_PISSA,
-        not_read_by=(("diffusers", "diffusers takes DoRA's norms per output; this file has them per input"),),
+        not_read_by=(("diffusers", "diffusers takes DoRA's lengths per output; this file has them per input"),),
     ),
     AdapterName.LOHA: AdapterRow(
         "LoHa",
         "the element-wise product of two LoRAs: more rank for the same file, gentler",
         "trainer.adapters.products.LohaAdapter",
         _PRODUCT,
-        cost="Two to three times a LoRA: each layer's change is built whole.",
-        not_read_by=(("diffusers", _ONLY_KOHYA),),
+        cost="Two fifths more than a LoRA: each layer's change is built whole.",
+        not_read_by=(("diffusers", _NO_READER),),
     ),
     AdapterName.LOKR: AdapterRow(
         "LoKr",
         "a Kronecker product of a small and a larger matrix: very small files, high rank",
         "trainer.adapters.products.LokrAdapter",
         _PRODUCT | {"lokr_factor"},
-        not_read_by=(("diffusers", _ONLY_KOHYA),),
+        not_read_by=(("diffusers", _NO_READER),),
     ),
     AdapterName.OFT: AdapterRow(
         "OFT",
         "turns a layer's outputs in blocks and stretches nothing: keeps what the model knows",
         "trainer.adapters.rotations.OftAdapter",
         _ROTATION,
-        cost="Two times a LoRA: the rotations are made anew in each step.",
+        cost="A third more than a LoRA: the rotations are made anew in each step.",
         not_read_by=(("forge", _NOT_FORGE), ("diffusers", _NOT_DIFFUSERS)),
     ),
     AdapterName.BOFT: AdapterRow(
@@ -110,7 +110,7 @@ ADAPTERS: dict[AdapterName, AdapterRow] = {
         "several rotations in small blocks, shuffled in between: OFT that mixes all outputs",
         "trainer.adapters.rotations.BoftAdapter",
         _ROTATION,
-        cost="Three to five times a LoRA: each output passes through many rotations.",
+        cost="Nearly three times a LoRA: each output passes through many rotations.",
         not_read_by=(("forge", _NOT_FORGE), ("diffusers", _NOT_DIFFUSERS)),
     ),
 }

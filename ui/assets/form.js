@@ -43,21 +43,21 @@
       none.hidden = found > 0;
     });
 
-    /** A short note under each setting that does nothing in this combination. */
-    function mark_inactive(reasons) {
+    /** A short note under each setting that has one: what a choice means ("about"), or that it does nothing ("inactive"). */
+    function mark_notes(kind, texts) {
       for (const block of blocks()) {
-        const reason = reasons[Object.keys(reasons).find((name) => block.id === `set-${name.replaceAll(/[._]/g, "-")}`)] || "";
-        const id = `${block.id}-inactive`;
+        const text = texts[Object.keys(texts).find((name) => block.id === `set-${name.replaceAll(/[._]/g, "-")}`)] || "";
+        const id = `${block.id}-${kind}`;
         let note = document.getElementById(id);
         const field = block.querySelector("input, textarea");
-        if (!reason) {
-          note?.remove();
-          if (field?.getAttribute("aria-describedby") === id) field.removeAttribute("aria-describedby");
-          continue;
-        }
-        if (!note) block.append((note = h("p", { id, class: "sl-inactive" })));
-        if (note.textContent !== reason) note.textContent = reason;
-        if (!field?.hasAttribute("aria-describedby")) field?.setAttribute("aria-describedby", id);
+        if (text && !note) block.append((note = h("p", { id, class: `sl-${kind}` })));
+        if (!text) note?.remove();
+        else if (note.textContent !== text) note.textContent = text;
+        const described = field?.getAttribute("aria-describedby") || "";
+        if (!field || (described && !described.startsWith(block.id))) continue;
+        const ids = [...block.querySelectorAll(":scope > .sl-about, :scope > .sl-inactive")].map((one) => one.id).join(" ");
+        if (ids) field.setAttribute("aria-describedby", ids);
+        else field.removeAttribute("aria-describedby");
       }
     }
 
@@ -121,7 +121,8 @@
       if (plan.textContent !== value.plan.text) plan.textContent = value.plan.text;
       if (value.rates) redraw(rates, value.rates, window.safelight.rate_curve);
       inactive = value.inactive || inactive;
-      mark_inactive(inactive);
+      mark_notes("about", value.about || {});
+      mark_notes("inactive", inactive);
       redraw(changed, [value.changed, inactive], draw_changes);
     }
     watch("value", show);

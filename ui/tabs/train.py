@@ -19,7 +19,7 @@ from trainer.preflight.estimates import is_alike
 from trainer.rebuild import check_rebuild, read_recipe, rebuild_config
 from trainer.runs import Progress, RunFolder
 from ui.checks import CheckDesk
-from ui.form import LIBRARY_SETTINGS, SETTINGS, ConfigForm, flat, words_of
+from ui.form import LIBRARY_SETTINGS, SETTINGS, ConfigForm, about_choices, flat, words_of
 from ui.messages import shown_to_the_user
 from ui.rates import rates_view
 from ui.recipes import LOOKS, OWN_LENGTH, DatasetSizes, changes, follow, no_pictures, plan_line, recipe, steps_for
@@ -125,7 +125,12 @@ class TrainTab:
         """What the form as it stands means: the plan, the changes, and the draft that survives a reload."""
         typed = self.form.plain_values(values)
         changed = changes(typed, self._recipe(typed["model.base"]))
-        told = {"plan": self._plan(values), "changed": changed, "inactive": self._inactive(values)}
+        told = {
+            "plan": self._plan(values),
+            "changed": changed,
+            "inactive": self._inactive(values),
+            "about": about_choices(typed),
+        }
         return {**told, "rates": self._rates(values)}, {"values": typed}
 
     def _rates(self, values: Values) -> dict[str, Any] | None:
