@@ -77,6 +77,7 @@ def _connect(
     trigger_word = train.form.fields["dataset.trigger_word"]
     min_bucket_pictures = train.form.fields["dataset.min_bucket_pictures"]
     filled, watched, told = train.form.outputs, train.form.inputs, [train.tools, train.draft]
+    looked = train.watched
 
     def to_run(run_id: str) -> tuple[Any, dict[str, str]]:
         return gr.Tabs(selected="runs"), {"run": run_id}
@@ -113,23 +114,21 @@ def _connect(
 
     parts["start"].demo(try_sample_set, None, [tabs, monitor], **PRIVATE)
     train.start.click(start_training, watched, [tabs, monitor], validator=train.form.faults, **PRIVATE)
-    monitor.again(train_again, None, [tabs, *filled], **PRIVATE).then(train.look, watched, told, **QUIET)
+    monitor.again(train_again, None, [tabs, *filled], **PRIVATE).then(train.look, looked, told, **QUIET)
     models.view.use(use, None, [tabs, base], **PRIVATE).then(
-        train.follow_model, {*watched, train.draft}, filled, **QUIET
-    ).then(train.look, watched, told, **QUIET)
+        train.follow_model, {*looked, train.draft}, filled, **QUIET
+    ).then(train.look, looked, told, **QUIET)
     models.view.arrived(train.library_choices, None, train.library_fields, **QUIET)
-    dataset.view.use(use_dataset, None, [tabs, folder, trigger_word], **PRIVATE).then(
-        train.look, watched, told, **QUIET
-    )
+    dataset.view.use(use_dataset, None, [tabs, folder, trigger_word], **PRIVATE).then(train.look, looked, told, **QUIET)
     items["dataset"].select(sizes, watched, dataset.view, **QUIET)
     dataset.panels["sizes"].join(lambda: JOINED_PICTURES, None, min_bucket_pictures, **QUIET).then(
-        train.look, watched, told, **QUIET
+        train.look, looked, told, **QUIET
     ).then(sizes, watched, dataset.view, **QUIET)
     models.imported.then(train.library_choices, None, train.library_fields, **QUIET)
     strip.state(train.start_label, None, train.start, **QUIET)
     page.load(opening_tab, None, tabs, **QUIET)
     page.load(train.library_choices, None, train.library_fields, **QUIET).then(
-        train.restore, train.draft, filled, **QUIET
-    ).then(train.start_label, None, train.start, **QUIET).then(train.look, watched, told, **QUIET).then(
+        train.restore_all, train.draft, [*filled, *train.chooser.fields], **QUIET
+    ).then(train.start_label, None, train.start, **QUIET).then(train.look, looked, told, **QUIET).then(
         sizes, watched, dataset.view, **QUIET
     )

@@ -267,6 +267,12 @@ def _lora_arguments(parser: argparse.ArgumentParser) -> None:
     lora_arguments(parser, _add_workspace)
 
 
+def _settings_arguments(parser: argparse.ArgumentParser) -> None:
+    from ui.cli_settings import settings_arguments
+
+    settings_arguments(parser, _add_workspace)
+
+
 def _sbom_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="write it there instead of printing it")
 
@@ -450,6 +456,12 @@ def run_lora(options: argparse.Namespace) -> int:
     return command(options)
 
 
+def run_settings(options: argparse.Namespace) -> int:
+    """Reads settings of other trainers, writes runs for sd-scripts, and lists, keeps and names presets."""
+    command: Callable[[Workspace, argparse.Namespace], int] = options.run_settings
+    return command(open_workspace(options), options)
+
+
 def run_tests(arguments: Sequence[str]) -> int:
     """Runs the test suite with pytest, which takes all further arguments; without any, in several processes at once."""
     import pytest
@@ -478,6 +490,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], Callable[..
     "tokens": (_tokens_arguments, show_tokens),
     "verify": (_verify_arguments, run_verify),
     "sign": (_sign_arguments, run_sign),
+    "settings": (_settings_arguments, run_settings),
     "sbom": (_sbom_arguments, show_sbom),
     "doctor": (_list_arguments, show_doctor),
     "test": (_test_arguments, run_tests),

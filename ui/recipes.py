@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from security.errors import SafelightError
 from trainer.config.files import parse_config
+from trainer.config.presets import PERSONAL, Preset, Purpose, kind_of_base, shipped_preset
 from trainer.config.schema import WEIGHTED_DATASET, TrainConfig, weighted_dataset
 from trainer.dataset.plan import plan_dataset
 from trainer.dataset.scan import find_dataset, picture_paths, repeats_of
@@ -23,22 +24,45 @@ from ui.form import SETTINGS, flat, label, nested
 
 RESOLUTIONS = {"sdxl": 1024}
 """Side in pixels that a family was trained at, where it is not the schema's default."""
-PERSONAL = frozenset({"name", "model.base", "dataset.folder", "dataset.trigger_word"})
-"""Settings that say what is trained, not how: a recipe leaves them alone and they never count as changed."""
 LOOKS = {"Quick look": 20, "Normal": 60, "Thorough": 150}
 """How often each picture is seen, by the words of "How long?"."""
 OWN_LENGTH = "My own number"
 COUNT_SECONDS = 5.0
 
 
-def recipe(models: Iterable[ModelInfo], base: str) -> dict[str, Any]:
-    """The settings that fit a model, as `section.field` -> value; the schema's defaults for one that is not known."""
+@dataclass(frozen=True)
+class Start:
+    """What the form starts from besides the model: a purpose, the memory in GB (0: any), or a preset of one's own.
+
+    `own` is its name, `values` its settings.
+    """
+
+    purpose: str = ""
+    memory: int = 0
+    own: str = ""
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+def recipe(models: Iterable[ModelInfo], base: str, start: Start | None = None) -> dict[str, Any]:
+    """The settings that fit a model, as `section.field` -> value; the schema's defaults for one that is not known.
+
+    A purpose lays its preset over them, a preset of one's own comes last. The embedded model needs no purpose.
+    """
+    start = start or Start()
     info = {info.name: info for info in models}.get(base)
     if info is not None and info.builtin:
-        return flat(demo_config())
+        return {**flat(demo_config()), **start.values}
     values = flat(TrainConfig())
     side = RESOLUTIONS.get(info.family if info else "", values["dataset.resolution"])
-    return {**values, "dataset.resolution": side, "sample.width": side, "sample.height": side}
+    values |= {"dataset.resolution": side, "sample.width": side, "sample.height": side}
+    preset = preset_for(info, start)
+    return {**values, **(preset.values if preset else {}), **start.values}
+
+
+def preset_for(info: ModelInfo | None, start: Start) -> Preset | None:
+    """The preset that comes with the program for this model and purpose; None where there is none."""
+    kind = kind_of_base(info.family, info.prediction_type) if info and not info.builtin else ""
+    return shipped_preset(Purpose(start.purpose), kind, start.memory) if kind and start.purpose else None
 
 
 def follow(values: Mapping[str, Any], old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

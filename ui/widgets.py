@@ -40,6 +40,7 @@ SCRIPTS = (
     "studio_publish",
     "tools",
     "rates",
+    "presets",
     "form",
     "check",
     "access",

@@ -13,7 +13,8 @@
     const find = h("input", { type: "search", id: "setting-find", class: "sl-field", placeholder: "rank, caption, seed …" });
     const none = h("p", { class: "sl-muted", role: "status", hidden: true }, "No setting has these words.");
     const search = h("label", { for: "setting-find", class: "sl-search", hidden: true }, "Find a setting", find);
-    element.replaceChildren(plan, rates, h("div", { class: "sl-bar" }, fold, search), changed, none);
+    const start = h("p", { id: "start-reason", class: "sl-muted", role: "status", hidden: true });
+    element.replaceChildren(start, plan, rates, h("div", { class: "sl-bar" }, fold, search), changed, none);
 
     function open(is_open) {
       fold.setAttribute("aria-expanded", String(is_open));
@@ -115,10 +116,14 @@
     function show() {
       const value = props.value || {};
       if (value.imported) return show_imported(value.imported);
+      if (value.foreign) return window.safelight.show_import_report(value.foreign);
+      if (value.files) return window.safelight.show_files(value.files);
       if (value.export) return show_export(value.export);
       if (!value.plan) return;
       plan.className = `sl-message sl-${value.plan.tone}`;
       if (plan.textContent !== value.plan.text) plan.textContent = value.plan.text;
+      start.hidden = !value.start;
+      if (start.textContent !== (value.start || "")) start.textContent = value.start || "";
       if (value.rates) redraw(rates, value.rates, window.safelight.rate_curve);
       inactive = value.inactive || inactive;
       mark_notes("about", value.about || {});

@@ -9,21 +9,36 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
+from security.configs import read_json
 from security.errors import SafelightError
-from trainer.config.files import ConfigError, dump_config, load_config
+from trainer.config.files import MAX_CONFIG_BYTES, ConfigError, dump_config, load_config
+from trainer.config.foreign.reading import SUFFIXES, read_settings
 from trainer.config.inactive import inactive_settings
 from trainer.config.schema import Section, TrainConfig
 from trainer.dataset.scan import list_datasets
 from trainer.lora_files.shelf import list_loras
 from trainer.preflight.estimates import is_alike
-from trainer.rebuild import check_rebuild, read_recipe, rebuild_config
+from trainer.rebuild import check_rebuild, is_recipe, read_recipe, rebuild_config
 from trainer.runs import Progress, RunFolder
 from ui.checks import CheckDesk
 from ui.form import LIBRARY_SETTINGS, SETTINGS, ConfigForm, about_choices, flat, words_of
 from ui.messages import shown_to_the_user
 from ui.rates import rates_view
-from ui.recipes import LOOKS, OWN_LENGTH, DatasetSizes, changes, follow, no_pictures, plan_line, recipe, steps_for
+from ui.recipes import (
+    LOOKS,
+    OWN_LENGTH,
+    DatasetSizes,
+    Start,
+    changes,
+    follow,
+    no_pictures,
+    plan_line,
+    recipe,
+    steps_for,
+)
 from ui.services import Services
+from ui.settings_files import import_told, sd_scripts_files, surroundings, uploaded
+from ui.tabs.train_start import StartChooser
 from ui.views import rebuild_told
 from ui.widgets import drawn_view
 
@@ -39,6 +54,7 @@ class TrainTab:
         self.services = services
         self.form = ConfigForm()
         self.desk = CheckDesk(services)
+        self.chooser = StartChooser(services)
         self.sizes = DatasetSizes(services.workspace)
         self.draft = gr.BrowserState({}, storage_key=DRAFT_KEY, secret=DRAFT_KEY)  # settings only, nothing secret
         self._configs: dict[tuple[str, float], TrainConfig] = {}
@@ -55,6 +71,7 @@ class TrainTab:
             form.place("model.base")
             form.place("dataset.folder")
             form.place("dataset.trigger_word")
+        self.chooser.place()
         with gr.Row():
             self.length = gr.Radio(
                 [*LOOKS, OWN_LENGTH],
@@ -78,7 +95,10 @@ class TrainTab:
             self.start = gr.Button("Start training", variant="primary", elem_id="start-training", scale=2)
             self.check = gr.Button("Check before training", elem_id="check-run")
             self.export = gr.Button("Export as TOML", elem_id="export-config")
-            self.load = gr.UploadButton("Import", file_types=[".toml", ".json"], elem_id="import-config")
+            self.export_others = gr.Button("Export for sd-scripts", elem_id="export-sd-scripts")
+            self.load = gr.UploadButton(
+                "Import", file_count="multiple", file_types=[*SUFFIXES], elem_id="import-config"
+            )
         self.checks = drawn_view("check", functions=self.desk.functions())
         for field, value in zip(form.outputs, form.show_some(self._first_values()), strict=True):
             field.value = value
@@ -91,15 +111,20 @@ class TrainTab:
     def _first_values(self) -> dict[str, Any]:
         return {**self._recipe(FIRST_BASE), "name": "my_lora"}
 
-    def _recipe(self, base: str) -> dict[str, Any]:
-        return recipe(self.services.library.models(), base)
+    def _recipe(self, base: str, start: Start | None = None) -> dict[str, Any]:
+        return recipe(self.services.library.models(), base, start)
+
+    @property
+    def watched(self) -> set[Component]:
+        """The fields of the settings and those that say what the form starts from."""
+        return self.form.inputs | {*self.chooser.fields}
 
     # -- events --
 
     def _connect(self) -> None:
         form = self.form
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
-        watched, told = form.inputs, [self.tools, self.draft]
+        watched, told = self.watched, [self.tools, self.draft]
         fields = [
             field for name, field in form.fields.items() if name not in ("model.base", "training.max_train_steps")
         ]
@@ -114,24 +139,35 @@ class TrainTab:
         self.length.input(self.set_length, {*form.inputs, self.length}, steps, **quiet).then(
             self.look, watched, told, **quiet
         )
-        self.tools.reset(self.reset, base, form.outputs, **quiet).then(self.look, watched, told, **quiet)
-        self.export.click(self.export_text, watched, self.tools, validator=form.faults, api_visibility="private")
-        self.check.click(self.check_run, watched, self.checks, validator=form.faults, api_visibility="private")
-        self.load.upload(self.import_file, self.load, [*form.outputs, self.tools], api_visibility="private").then(
-            self.look, watched, told, **quiet
-        )
+        self.tools.reset(self.reset, watched, form.outputs, **quiet).then(self.look, watched, told, **quiet)
+        checked: dict[str, Any] = {"validator": form.faults, "api_visibility": "private"}
+        self.export.click(self.export_text, form.inputs, self.tools, **checked)
+        self.export_others.click(self.export_for_others, form.inputs, self.tools, **checked)
+        self.check.click(self.check_run, form.inputs, self.checks, **checked)
+        self.load.upload(
+            self.import_files, {*form.inputs, self.load}, [*form.outputs, self.tools], api_visibility="private"
+        ).then(self.look, watched, told, **quiet)
+        chooser = self.chooser
+        gr.on(
+            [field.input for field in chooser.fields], self.follow_model, {*watched, self.draft}, form.outputs, **quiet
+        ).then(self.look, watched, told, **quiet)
+        chooser.view.save(self.save_preset, watched, [chooser.view, chooser.own], api_visibility="private")
+        chooser.view.changed(chooser.refresh, chooser.own, chooser.own, **quiet).then(self.look, watched, told, **quiet)
 
     def look(self, values: Values) -> tuple[dict[str, Any], dict[str, Any]]:
         """What the form as it stands means: the plan, the changes, and the draft that survives a reload."""
-        typed = self.form.plain_values(values)
-        changed = changes(typed, self._recipe(typed["model.base"]))
+        typed, start = self.form.plain_values(values), self.chooser.start_of(values)
+        changed = changes(typed, self._recipe(typed["model.base"], start))
         told = {
             "plan": self._plan(values),
             "changed": changed,
             "inactive": self._inactive(values),
             "about": about_choices(typed),
         }
-        return {**told, "rates": self._rates(values)}, {"values": typed}
+        models = {info.name: info for info in self.services.library.models()}
+        told["start"] = self.chooser.reason(start, models.get(typed["model.base"]))
+        kept = {"purpose": start.purpose, "memory": start.memory, "own": start.own}
+        return {**told, "rates": self._rates(values)}, {"values": typed, "start": kept}
 
     def _rates(self, values: Values) -> dict[str, Any] | None:
         """The learning rate over the run; None while the form has a mistake."""
@@ -183,11 +219,15 @@ class TrainTab:
         return self._configs[key]
 
     def follow_model(self, values: Values) -> list[Any]:
-        """A new model brings its recipe along, for the settings that were not touched. The draft still has the old one."""
-        typed = self.form.plain_values(values)
-        draft = _drafted(values[self.draft])
-        old = self._recipe(draft.get("model.base", FIRST_BASE))
-        return self.form.show_some(follow(typed, old, self._recipe(typed["model.base"])))
+        """A new model or purpose brings its recipe along, for the settings that were not touched; the draft has the old one.
+
+        A preset of one's own that is chosen now brings all its settings.
+        """
+        typed, start = self.form.plain_values(values), self.chooser.start_of(values)
+        draft, before = _drafted(values[self.draft]), self.chooser.drafted(values[self.draft])
+        old = self._recipe(draft.get("model.base", FIRST_BASE), before)
+        followed = follow(typed, old, self._recipe(typed["model.base"], start))
+        return self.form.show_some({**followed, **(start.values if start.own != before.own else {})})
 
     def set_length(self, values: Values) -> Any:
         """Steps for the chosen number of looks at each picture."""
@@ -201,9 +241,9 @@ class TrainTab:
                 raise no_pictures(typed["dataset.folder"])
             return steps_for(looks, size.samples + size.prior, typed)
 
-    def reset(self, base: str, event: gr.EventData) -> list[Any]:
+    def reset(self, values: Values, event: gr.EventData) -> list[Any]:
         """One setting, or all of them, back to where the form started."""
-        start = self._recipe(base)
+        start = self._recipe(values[self.form.fields["model.base"]], self.chooser.start_of(values))
         name = getattr(event, "name", "")
         return self.form.show_some({name: start[name]} if name in start else {})
 
@@ -223,6 +263,36 @@ class TrainTab:
                     "command": f"python launch.py train {config.name}.toml",
                 }
             }
+
+    def export_for_others(self, values: Values) -> dict[str, Any]:
+        """The run as files for sd-scripts; where things lie on this machine is told to who sits at it."""
+        with shown_to_the_user():
+            config = self.form.read(values)
+            is_alone = not self.services.access.open_to_others
+            return {"files": sd_scripts_files(self.services.workspace, config, show_paths=is_alone)}
+
+    def save_preset(self, values: Values, event: gr.EventData) -> tuple[dict[str, str], Any]:
+        """Keeps the settings of the form as a preset of one's own."""
+        with shown_to_the_user():
+            typed = self.form.plain_values(values)
+            self.form.read(values)  # a preset has only settings that can be trained with
+            name, reason = str(getattr(event, "name", "")), str(getattr(event, "reason", ""))
+            saved = self.chooser.save(name, reason, typed, self._recipe(typed["model.base"]))
+            return {"saved": saved}, self.chooser.refresh(values[self.chooser.own])
+
+    def import_files(self, values: Values) -> list[Any]:
+        """The form filled from files of ours or of another program; the latter with what became of each setting."""
+        with shown_to_the_user():
+            paths = uploaded(values[self.load])
+            if len(paths) == 1 and _is_ours(paths[0]):
+                return self.import_file(str(paths[0]))
+            models = self.services.library.models()
+            is_open = self.services.access.open_to_others
+            around = surroundings(self.services.workspace, models, library_only=is_open)
+            typed = self.form.plain_values(values)
+            result = read_settings(paths, around, typed)
+            shown = self.form.show_some(result.values) if result.is_partial else self.form.show(result.config)
+            return [*shown, {"foreign": import_told(result)} if result.report.entries else gr.skip()]
 
     def import_file(self, path: str) -> list[Any]:
         """The form filled from a TOML file or the file that rebuilds a run; the latter with what is other here."""
@@ -246,6 +316,10 @@ class TrainTab:
     def restore(self, draft: Any) -> list[Any]:
         """The form as this browser left it."""
         return self.form.show_some(_drafted(draft))
+
+    def restore_all(self, draft: Any) -> list[Any]:
+        """The form, and what it started from, as this browser left them."""
+        return [*self.restore(draft), *self.chooser.shown(self.chooser.drafted(draft))]
 
     def library_choices(self) -> list[Any]:
         """Fresh choices for the dropdowns that name models and datasets."""
@@ -280,6 +354,13 @@ class TrainTab:
         jobs = self.services.jobs
         active = (jobs.active_run_id is not None) + len(jobs.waiting)
         return gr.Button(f"Add to queue ({active} running or waiting)" if active else "Start training")
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is JSON that rebuilds a run of ours: only those are large. Raises RefusedConfig for odd JSON."""
+    if path.suffix.lower() != ".json":
+        return False
+    return path.stat().st_size > MAX_CONFIG_BYTES or is_recipe(read_json(path, MAX_CONFIG_BYTES))
 
 
 def _drafted(draft: Any) -> dict[str, Any]:
