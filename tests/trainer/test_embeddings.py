@@ -287,6 +287,9 @@ def test_programs_read_what_was_trained(
     folder = only_run(workspace)
     saved = {event.path: event for event in seen if isinstance(event, events.LoraSaved)}
     assert set(saved) == {f"{WORD}.safetensors", f"{WORD}_diffusers.safetensors", f"embeddings/{WORD}.safetensors"}
+    told = saved[f"{WORD}.safetensors"].loads_in
+    assert not told["a1111"] and "words" in told["comfyui"] and "none of its tensors" in told["diffusers"]
+    assert not saved[f"{WORD}_diffusers.safetensors"].loads_in["diffusers"]
     alone = saved[f"embeddings/{WORD}.safetensors"]
     assert alone.key_format == "embedding" and not alone.loads_in["a1111"] and not alone.loads_in["comfyui"]
     assert bool(alone.loads_in["diffusers"]) == (family == "sdxl")
@@ -306,6 +309,8 @@ def test_programs_read_what_was_trained(
         assert torch.equal(bundled[name] if family == "sdxl" else bundled["string_to_param"]["*"], vector)
     read = a1111_vectors(file).values()
     assert all(torch.equal(one, two) for one, two in zip(read, vectors, strict=True))
+    pipeline = get_family(family).pipeline_class()
+    assert pipeline.lora_state_dict(bundle)[0].keys() == bundle.keys(), "diffusers leaves all of it as it is"
     with safe_open(folder.path / f"{WORD}.safetensors", "pt") as opened:
         assert WORD in opened.metadata()["modelspec.trigger_phrase"]
 

@@ -115,6 +115,13 @@ def _fault(program: Program, file: LoraFile) -> str:
     unread = [key for key in file.shapes if not program.reads(key, file.family)]
     if unread:
         first, total = unread[0], len(file.shapes)
+        if (
+            program.name == DIFFUSERS
+            and not _as_kohya(file)
+            and any(key.startswith(_KOHYA_STARTS) for key in file.shapes)
+        ):
+            only = "it takes kohya's names only where all keys are so"
+            return f"{program.label} reads none of its tensors: {only}, not beside {first}."
         if program.name == DIFFUSERS and _as_kohya(file) and not all(key.endswith(".dora_scale") for key in unread):
             return f"{program.label} refuses the file for {len(unread)} of {total} tensors, {first} first: {program.why(first)}."
         if len(unread) == total:
