@@ -137,6 +137,11 @@ def test_files_of_other_programs_fill_the_form_and_are_told(tmp_path: Path) -> N
         *("Not taken", "Changed", "Taken as it is", "Without effect here"),
     ]
     assert "0123456789abcdef" not in json.dumps(told)
+    (tmp_path / "kohya.json").write_text(json.dumps({key: KOHYA[key] for key in KOHYA if key != "train_data_dir"}))
+    *shown, _ = upload(tab, tmp_path / "kohya.json", **{"model.base": "small", "dataset.folder": "ink"})
+    assert by_name(shown)["lora.adapter"] == "lokr"
+    stays = [by_name(shown)[name] for name in ("model.base", "dataset.folder", "name")]
+    assert stays == [gr.skip()] * 3, "what is trained stays when the file does not say it"
     (tmp_path / "preset.json").write_text(json.dumps(FLAT_PRESET))
     *shown, told = upload(tab, tmp_path / "preset.json", **{"dataset.folder": "ink", "training.batch_size": 2})
     assert by_name(shown)["lora.adapter"] == "loha" and by_name(shown)["name"] == gr.skip()
@@ -180,7 +185,9 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     out = tmp_path / "out.toml"
     code, told, _ = run(capsys, "import", str(tmp_path / "run.json"), "--out", str(out), "--preset", "kohya", *place)
     assert code == 0 and "Not taken (" in told and "Kept as the preset kohya" in told
-    assert load_config(out).training.max_train_steps == 40, "5 epochs of 30 pictures in batches of 4: the last is not full"
+    assert load_config(out).training.max_train_steps == 40, (
+        "5 epochs of 30 pictures in batches of 4: the last is not full"
+    )
     assert (
         load_config(out) == read_settings([tmp_path / "run.json"], surroundings(Workspace.open(tmp_path / "w"))).config
     )

@@ -14,6 +14,7 @@ from security.errors import SafelightError
 from trainer.config.files import MAX_CONFIG_BYTES, ConfigError, dump_config, load_config
 from trainer.config.foreign.reading import SUFFIXES, read_settings
 from trainer.config.inactive import inactive_settings
+from trainer.config.presets import PERSONAL
 from trainer.config.schema import Section, TrainConfig
 from trainer.dataset.scan import list_datasets
 from trainer.lora_files.shelf import list_loras
@@ -291,7 +292,9 @@ class TrainTab:
             around = surroundings(self.services.workspace, models, library_only=is_open)
             typed = self.form.plain_values(values)
             result = read_settings(paths, around, typed)
-            shown = self.form.show_some(result.values) if result.is_partial else self.form.show(result.config)
+            whole = {} if result.is_partial else flat(result.config)
+            kept = {name: value for name, value in whole.items() if name not in PERSONAL or not result.report.entries}
+            shown = self.form.show_some({**kept, **result.values})  # what is trained stays unless the file says it
             return [*shown, {"foreign": import_told(result)} if result.report.entries else gr.skip()]
 
     def import_file(self, path: str) -> list[Any]:

@@ -50,6 +50,7 @@ class StartChooser:
                 info="Chooses settings to start from; what you changed yourself stays.",
                 interactive=True,
                 elem_id="purpose",
+                min_width=240,
                 scale=2,
             )
             self.memory = gr.Dropdown(
@@ -59,6 +60,7 @@ class StartChooser:
                 info="Of the GPU that trains; found by itself if it is NVIDIA's.",
                 interactive=True,
                 elem_id="memory-level",
+                min_width=240,
             )
             self.own = gr.Dropdown(
                 self._own_choices(),
@@ -67,6 +69,7 @@ class StartChooser:
                 info="Settings that you kept, laid over the others.",
                 interactive=True,
                 elem_id="own-preset",
+                min_width=240,
             )
         functions = (self.list_own, self.rename_own, self.delete_own)
         self.view = drawn_view("presets", functions=functions, events=["save", "changed"])
