@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 from collections.abc import Iterator
@@ -32,8 +33,16 @@ from trainer.lora_files.writing import LOADS_ENTRY, DamagedExport, Unwritable
 
 FORMATS = [KeyFormat.KOHYA, KeyFormat.DIFFUSERS]
 TOLERANCES = {SavePrecision.FP16: 1e-3, SavePrecision.FP32: 1e-5}
+EVERY_KIND = [r"^(down_blocks\\.[01]|mid_block|time_embedding|add_embedding|up_blocks\\.0\\.upsamplers)"]
+"""Layers of every kind, but not each of them, so that seven adapters take seconds."""
 EVERYTHING = {"targets": "all", "conv_rank": 3, "conv_alpha": 2.0}
 """All layers, with a rank and alpha of their own for convolutions."""
+
+
+@pytest.fixture(scope="module")
+def fresh(folder: Path, family: ModelFamily) -> Components:
+    """The model as it is before any training; tests change copies."""
+    return family.load(tiny.model_files(folder, family.name), "cpu", torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -71,36 +80,35 @@ def diffusers_warnings() -> Iterator[list[str]]:
 # ---- every adapter ----
 
 
-@pytest.mark.parametrize("adapter", AdapterName)
+@pytest.mark.parametrize("adapter", [name for name in AdapterName if name is not AdapterName.LOCON])
 def test_a_file_of_any_adapter_makes_of_the_base_what_was_trained(
-    folder: Path, family: ModelFamily, tmp_path: Path, adapter: AdapterName
+    folder: Path, family: ModelFamily, fresh: Components, tmp_path: Path, adapter: AdapterName
 ) -> None:
     """The file as our reader has it, added to the weights of a fresh model, gives the trained model's outputs.
 
     So does the file itself by ComfyUI's rules, with no key left over.
     """
-    edges = {"exclude_patterns": ["conv_out", "conv_in"]} if "oft" in adapter else {}
     ranks = {} if "oft" in adapter else {"block_ranks": ["mid_block 2"]}
-    components = adapted(family, folder, adapter=adapter, **({"targets": "all", "block_size": 4} | edges | ranks))
+    std = {"loha": 0.5, "lokr": 0.4}.get(adapter, 0.14)  # products of products are small otherwise
+    components = adapted(family, folder, std=std, adapter=adapter, block_size=4, target_patterns=EVERY_KIND, **ranks)
     path = save(components, family, tmp_path / "x.safetensors", KeyFormat.KOHYA, SavePrecision.FP32)
     told = verify_export(path, components, family, KeyFormat.KOHYA, SavePrecision.FP32)
     assert {name for name, fault in told.items() if not fault} == ADAPTERS[adapter].loads_in
     assert check_safetensors(path).metadata[LOADS_ENTRY] == told_in_words(told)
 
-    fresh = family.load(tiny.model_files(folder, family.name), "cpu", torch.float32)
     before = outputs(fresh.denoiser, fresh.text_encoders)
+    ours, other = copy.deepcopy(fresh), copy.deepcopy(fresh)
     file = read_lora(path, family.name)
     assert len(file.layers) == num_layers(components) and not file.unmatched
-    parts = fresh.modules()
+    parts = ours.modules()
     for place, layer in file.layers.items():
         modules = dict(parts[place.part].named_modules())
         module = modules[module_in(modules, place.module) or "missing"]
         assert isinstance(module, nn.Linear | nn.Conv2d)
         module.weight.data += layer.delta(module.weight.data)
-    other = family.load(tiny.model_files(folder, family.name), "cpu", torch.float32)
     assert apply_file(load_file(path), other.denoiser, other.text_encoders) == set()
     expected = outputs(components.denoiser, components.text_encoders)
-    for model in (fresh, other):
+    for model in (ours, other):
         for name, found in outputs(model.denoiser, model.text_encoders).items():
             assert (expected[name] - before[name]).abs().max() > 0.01, f"{adapter} must change {name} to mean anything"
             assert (expected[name] - found).abs().max() <= 1e-4 * expected[name].abs().max(), name
@@ -122,8 +130,9 @@ def test_diffusers_names_are_written_where_diffusers_reads_them(
         assert not path.exists() and written_formats(KeyFormat.BOTH, adapter) == [KeyFormat.KOHYA]
 
 
-@pytest.mark.parametrize("precision", TOLERANCES)
-@pytest.mark.parametrize("key_format", FORMATS)
+@pytest.mark.parametrize(
+    ("key_format", "precision"), [(KeyFormat.KOHYA, SavePrecision.FP16), (KeyFormat.DIFFUSERS, SavePrecision.FP32)]
+)
 def test_a_file_loads_in_diffusers_and_does_the_same(
     folder: Path,
     family: ModelFamily,
@@ -165,7 +174,9 @@ def test_attention_layers_with_an_alpha_of_their_own_are_told_of(
     folder: Path, family: ModelFamily, tmp_path: Path
 ) -> None:
     """diffusers gives them the others' alpha when it reads kohya's names; with its own names it is right."""
-    components = adapted(family, folder, targets="attention", block_ranks=["mid_block 2 5"])
+    components = adapted(
+        family, folder, targets="cross-attention", block_ranks=["mid_block 2 5"], train_text_encoder=False
+    )
     path = save(components, family, tmp_path / "x.safetensors", KeyFormat.KOHYA, SavePrecision.FP32)
     told = verify_export(path, components, family, KeyFormat.KOHYA, SavePrecision.FP32)
     assert "another strength" in told["diffusers"] and "mid_block" in told["diffusers"] and not told["comfyui"]
@@ -179,18 +190,18 @@ def test_attention_layers_with_an_alpha_of_their_own_are_told_of(
     assert verify_export(path, components, family, KeyFormat.DIFFUSERS, SavePrecision.FP32)["diffusers"] == ""
 
 
-@pytest.mark.parametrize("key_format", FORMATS)
+@pytest.mark.parametrize("precision", SavePrecision)
 def test_every_precision_verifies(
-    family: ModelFamily, components: Components, tmp_path: Path, key_format: KeyFormat
+    family: ModelFamily, components: Components, tmp_path: Path, precision: SavePrecision
 ) -> None:
-    for precision in SavePrecision:
+    for key_format in FORMATS if precision is SavePrecision.BF16 else FORMATS[:1]:
         path = save(components, family, tmp_path / "lora.safetensors", key_format, precision)
         verify_export(path, components, family, key_format, precision)
         check_safetensors(path)
 
 
 def test_a_start_in_the_weights_main_directions_verifies(folder: Path, family: ModelFamily, tmp_path: Path) -> None:
-    components = adapted(family, folder, init="pissa", rs_lora=True)
+    components = adapted(family, folder, init="pissa", rs_lora=True, targets="cross-attention")
     path = save(components, family, tmp_path / "x.safetensors", KeyFormat.KOHYA, SavePrecision.FP32)
     verify_export(path, components, family, KeyFormat.KOHYA, SavePrecision.FP32)
     assert {layer.rank for layer in read_lora(path, family.name).layers.values()} == {2 * RANK}
@@ -198,10 +209,10 @@ def test_a_start_in_the_weights_main_directions_verifies(folder: Path, family: M
 
 def test_the_tiny_numbers_of_an_early_step_verify_in_fp16(family: ModelFamily, folder: Path, tmp_path: Path) -> None:
     """fp16 has only a few digits left below 6e-5; that is rounding, not damage."""
-    components = adapted(family, folder)
+    components = adapted(family, folder, targets="cross-attention", train_text_encoder=False)
     for name, layer in adapted_layers(components.denoiser).items():
         for parameter in layer.output_side():
-            nn.init.normal_(parameter, std=1e-7 if "attn1" in name else 0.0)
+            nn.init.normal_(parameter, std=1e-7 if "to_q" in name else 0.0)
     for key_format in FORMATS:
         path = save(components, family, tmp_path / "lora.safetensors", key_format, SavePrecision.FP16)
         verify_export(path, components, family, key_format, SavePrecision.FP16)
@@ -278,7 +289,7 @@ def test_one_by_one_convolutions_keep_their_shape(family: ModelFamily, component
 
 
 def test_the_file_of_a_denoiser_alone_loads_too(folder: Path, family: ModelFamily, tmp_path: Path) -> None:
-    components = adapted(family, folder, targets="attention", train_text_encoder=False)
+    components = adapted(family, folder, targets="cross-attention", train_text_encoder=False)
     for key_format in FORMATS:
         path = save(components, family, tmp_path / f"{key_format}.safetensors", key_format, SavePrecision.FP16)
         verify_export(path, components, family, key_format, SavePrecision.FP16)

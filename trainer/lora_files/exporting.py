@@ -82,9 +82,11 @@ def verify_export(
     diffusers must give the same layers. Raises DamagedExport.
     """
     trained = _for_format(trained_file(components, family), key_format)
+    file_format = FileFormat(key_format.value)
     for place, adapted in _adapted(components):
-        _compare_effect(path.name, place, _layer(place, adapted, adapted.weight.device), adapted)
-    expected = as_written(trained, FileFormat(key_format.value))
+        alone = LoraFile(family.name, {place: _layer(place, adapted, adapted.weight.device)})
+        _compare_effect(path.name, place, as_written(alone, file_format).layers[place], adapted)
+    expected = as_written(trained, file_format)
     found = read_lora(path, family.name)
     _refuse_unmatched(
         path.name, [*(found.layers.keys() ^ expected.layers.keys()), *found.unmatched], len(trained.layers)

@@ -161,7 +161,7 @@ def _balanced(place: Place, layer: LowRank) -> LowRank:
         raise Unwritable(f"diffusers reads no convolutions in Tucker form, as {place.module} is.")
     scale = abs(layer.scale) ** 0.5
     sign = -1.0 if layer.scale < 0 else 1.0
-    return LowRank(layer.down.cpu().float() * scale, layer.up.cpu().float() * scale * sign, alpha=float(layer.rank))
+    return LowRank(layer.down.float() * scale, layer.up.float() * scale * sign, alpha=float(layer.rank))
 
 
 def _peft_magnitude(layer: Layer, magnitude: Tensor) -> Tensor:
