@@ -87,6 +87,7 @@ def test_bake_extract_and_verify(run: Any, space: Workspace, tmp_path: Path) -> 
     baked = find_model(space, "mixed")  # with the tokenizer that lay beside the base, and unchanged since
     recorded = read_provenance(space, "mixed")
     assert baked.kind == "single_file" and recorded is not None and "0.8 x one" in recorded.source
+    assert (baked.path.parent / "tokenizer" / "vocab.json").is_file()
     assert "There is a model named mixed already" in run("bake", str(base), "one", "--name", "mixed", code=2)
     run("bake", str(folder), "one", "--out", str(tmp_path / "folder"))
     assert (tmp_path / "folder" / "unet").is_dir()
