@@ -27,7 +27,7 @@ PAGE = ROOT / "docs" / "learning.md"
 STEPS = 300
 WANTED_CHANGE = -0.15
 """How far the held-out loss has to fall in STEPS; an adapter or optimizer that does not get there is not offered."""
-ADAPTER_FACTORS = {"lora": 1.0, "locon": 1.0, "dora": 1.0, "loha": 1.0, "lokr": 1.0, "oft": 1.0, "boft": 1.0}
+ADAPTER_FACTORS = {"lora": 1.0, "locon": 1.0, "dora": 1.0, "loha": 1.0, "lokr": 4.0, "oft": 1.0, "boft": 1.0}
 """Each adapter's learning rate beside a LoRA's."""
 RATES = {
     "adamw": 2e-3,
