@@ -17,7 +17,7 @@ from tests.trainer.test_foreign import KOHYA
 from tests.ui.served import Served, served
 from trainer.demo import BASE_DIR
 
-PICTURES = os.environ.get("SAFELIGHT_PICTURES")
+PICTURES = os.environ.get("SETTINGS_PICTURES")
 """Folder to put pictures of the page in, for looking at them."""
 
 
