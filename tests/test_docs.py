@@ -13,8 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from trainer.adapters.table import ADAPTERS, TOOLS
 from trainer.config.files import SettingKind, iter_settings
 from trainer.config.schema import TrainConfig
+from trainer.lora_files.programs import PROGRAMS
+from trainer.optimizers import OPTIMIZERS
 from ui import cli
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -88,6 +91,32 @@ def settings_page() -> str:
     return "".join(parts)
 
 
+def adapters_table() -> str:
+    """The adapters of docs/training.md."""
+    rows = ["| `lora.adapter` | | a step takes | loads in |", "|---|---|---|---|"]
+    for name, row in ADAPTERS.items():
+        programs = ", ".join(PROGRAMS[tool].label for tool in TOOLS if tool in row.loads_in)
+        rows.append(f"| `{name}` | **{row.title}**: {row.help} | {row.cost[0].lower()}{row.cost[1:]} | {programs} |")
+    return "\n".join(rows) + "\n"
+
+
+def optimizers_table() -> str:
+    """The optimizers of docs/training.md."""
+    rows = ["| `optimizer.name` | | usual rate | from | to |", "|---|---|---|---|---|"]
+    for name, row in OPTIMIZERS.items():
+        rates = " | ".join(f"{rate:g}" for rate in (row.band.usual, row.band.low, row.band.high))
+        rows.append(f"| `{name}` | **{row.title}**: {row.help} | {rates} |")
+    return "\n".join(rows) + "\n"
+
+
+def with_part(text: str, mark: str, part: str) -> str:
+    """A page with what stands between `<!-- mark -->` and `<!-- /mark -->` made anew."""
+    before, _, rest = text.partition(f"<!-- {mark} -->\n")
+    _, end, after = rest.partition(f"<!-- /{mark} -->")
+    assert end, f"the page has no place for {mark}"
+    return f"{before}<!-- {mark} -->\n{part}<!-- /{mark} -->{after}"
+
+
 def assert_or_write(path: Path, wanted: str) -> None:
     """Compares a generated page, or writes it where SAFELIGHT_UPDATE_DOCS is set."""
     if os.environ.get("SAFELIGHT_UPDATE_DOCS"):
@@ -108,10 +137,13 @@ def test_settings_page_has_every_setting() -> None:
 
 def test_file_tree_is_up_to_date() -> None:
     path = ROOT / "README.md"
-    before, _, rest = path.read_text(encoding="utf-8").partition("<!-- tree -->\n")
-    _, mark, after = rest.partition("<!-- /tree -->")
-    assert mark, "README.md has no place for the file tree"
-    assert_or_write(path, f"{before}<!-- tree -->\n{file_tree()}<!-- /tree -->{after}")
+    assert_or_write(path, with_part(path.read_text(encoding="utf-8"), "tree", file_tree()))
+
+
+def test_tables_of_the_training_page_are_up_to_date() -> None:
+    path = ROOT / "docs" / "training.md"
+    text = with_part(path.read_text(encoding="utf-8"), "adapters", adapters_table())
+    assert_or_write(path, with_part(text, "optimizers", optimizers_table()))
 
 
 def test_listed_files_exist() -> None:
@@ -132,7 +164,8 @@ def test_commands_exist(page: Path) -> None:
         arguments = [word for word in shlex.split(command)[2:] if word not in ("--no-venv", "COMMAND")]
         if arguments[:1] == ["test"]:
             continue
-        flags, rest = cli.split_settings(arguments)
+        takes_settings = arguments and arguments[0] in cli.TAKES_SETTINGS
+        flags, rest = cli.split_settings(arguments) if takes_settings else ([], arguments)
         assert {flag.removeprefix("--") for flag in flags[::2]} <= {setting.name for setting in iter_settings()}, (
             command
         )

@@ -26,6 +26,8 @@ from trainer.logs import close_logging
 from trainer.workspace import REPOSITORY_DIR, Workspace
 from ui.endpoints import add_endpoint_options, endpoints_of
 
+TAKES_SETTINGS = ("train", "resume", "check", "rebuild")
+"""Commands to which any setting of a run can be given as a flag."""
 MAX_TEST_PROCESSES = 4
 """More would stand in each other's way: several tests serve pages or start programs."""
 USER_FAULT = 2
@@ -60,9 +62,7 @@ def main(arguments: Sequence[str]) -> int:
     take_tokens()
     try:
         flags, rest = (
-            split_settings(arguments)
-            if list(arguments[:1]) in (["train"], ["resume"], ["check"], ["rebuild"])
-            else ([], list(arguments))
+            split_settings(arguments) if arguments and arguments[0] in TAKES_SETTINGS else ([], list(arguments))
         )
         options = build_parser().parse_args(rest)
         options.flags = flags
@@ -169,7 +169,7 @@ def _train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "python launch.py train RUN.toml [--section.field VALUE ...] [--workspace DIR] [--json]"
     _add_workspace(parser)
     _add_json(parser, "print every event as a line of JSON")
-    _settings_arguments(parser)
+    _run_arguments(parser)
 
 
 def _check_arguments(parser: argparse.ArgumentParser) -> None:
@@ -179,10 +179,10 @@ def _check_arguments(parser: argparse.ArgumentParser) -> None:
     _add_workspace(parser)
     _add_json(parser, "print JSON")
     parser.add_argument("--no-dry-run", action="store_true", help="load no model: only what can be told without it")
-    _settings_arguments(parser)
+    _run_arguments(parser)
 
 
-def _settings_arguments(parser: argparse.ArgumentParser) -> None:
+def _run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "config", type=Path, metavar="RUN.toml", help="settings of the run; what it leaves out is default"
     )

@@ -19,7 +19,18 @@ def list_runs(workspace: Workspace, *, as_json: bool) -> int:
     """Prints every run, newest first."""
     runs = Jobs(workspace).runs()
     if as_json:
-        fields = ("run_id", "name", "state", "step", "total_steps", "loss", "created", "message", "can_resume", "notice")
+        fields = (
+            "run_id",
+            "name",
+            "state",
+            "step",
+            "total_steps",
+            "loss",
+            "created",
+            "message",
+            "can_resume",
+            "notice",
+        )
         listed = [{field: getattr(run, field) for field in fields} | _best(run) for run in runs]
         print(json.dumps(listed, indent=1))
         return 0

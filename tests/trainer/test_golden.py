@@ -1,7 +1,7 @@
 """Golden losses: one number for each option, so that a change of mathematics is seen and has to be explained.
 
 Where a number changes on purpose, write it down here with the reason in the commit's message; where it does not, the
-change was no refactoring. `SAFELIGHT_GOLDEN=1` prints what is found. The plain ones are older than the options beside
+change was no refactoring. `PRINT_GOLDEN=1` prints what is found. The plain ones are older than the options beside
 them: the options came without moving them by a bit.
 """
 
@@ -95,7 +95,7 @@ def runs(places: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> d
 
 
 def agrees(name: str, found: float, golden: float) -> None:
-    if os.environ.get("SAFELIGHT_GOLDEN"):
+    if os.environ.get("PRINT_GOLDEN"):
         print(f"GOLDEN {name}: {found:.6f}")
         return
     assert found == pytest.approx(golden, rel=TOLERANCE), name

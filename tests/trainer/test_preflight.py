@@ -67,7 +67,11 @@ def test_a_sound_run_has_no_fault(base: Path, pictures: Path, workspace: Workspa
     config = make_config(base, pictures, optimizer={"learning_rate": 1e-4}, training={"max_train_steps": 40})
     result = quick(workspace, config)
     assert not result.faults and result.estimate is None
-    assert {one.check for one in result.findings if one.level is Level.GOOD} >= {"base model", "learning rate", "length"}
+    assert {one.check for one in result.findings if one.level is Level.GOOD} >= {
+        "base model",
+        "learning rate",
+        "length",
+    }
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,9 @@ EXAMPLES: list[events.Event] = [
     STARTED,
     events.Resumed(5, {"training.seed": "42 -> 7"}),
     events.LoraRemoved(5, "x-step000005.safetensors"),
-    events.WentAstray(5, ["a.png"], "unet.conv_in", "The first unusable numbers ...", "optimizer.learning_rate", 3e-5, 4),
+    events.WentAstray(
+        5, ["a.png"], "unet.conv_in", "The first unusable numbers ...", "optimizer.learning_rate", 3e-5, 4
+    ),
     step(1),
     events.Validated(0, 0.5),
     events.SampleSaved(1, 0, "a cat", 1, "samples/a.png"),

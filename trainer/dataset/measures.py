@@ -114,7 +114,9 @@ def fingerprint_of(image: Image.Image) -> Fingerprint:
 
 def _fingerprint(image: Image.Image, small: Image.Image, box: Border) -> Fingerprint:
     """`small`: what is in the box, on white; where the picture is see-through, that says too little."""
-    return fingerprint(_fitted(_comparable(image).crop(box), MEASURE_SIDES[0]) if image.has_transparency_data else small)
+    return fingerprint(
+        _fitted(_comparable(image).crop(box), MEASURE_SIDES[0]) if image.has_transparency_data else small
+    )
 
 
 def find_border(rgb: Image.Image) -> Border:
