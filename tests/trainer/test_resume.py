@@ -165,7 +165,8 @@ def test_the_lists_of_what_may_change_name_settings_that_exist() -> None:
     assert set(known) >= FREE and all(name.partition(".")[0] in FIXED_SECTIONS for name in FREE)
 
 
-def test_when_the_run_began_is_kept(places, half) -> None:
+def test_what_a_run_remembers_is_kept(places, half) -> None:
     run, _ = gone_on(settings(places), half)
     checkpoint = load_checkpoint(list_checkpoints(only_run(half).checkpoints_dir)[-1])
     assert run.started_at == checkpoint.memory["started_at"] and "started_at" not in run.memory
+    assert run.memory["losses"] == checkpoint.memory["losses"] and len(run.memory["losses"]["recent"]) == 2
