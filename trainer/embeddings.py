@@ -72,7 +72,7 @@ class ExtendedTable(nn.Module):
     def __init__(self, table: nn.Embedding, word: str, vectors: Tensor) -> None:
         super().__init__()
         self.table = table
-        self.added = nn.Embedding.from_pretrained(vectors, freeze=False)
+        self.added = nn.Embedding(*vectors.shape, _weight=vectors)
         self.word = word
 
     @property

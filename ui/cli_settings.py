@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from security.errors import RefusedPath, SafelightError
+from security.roots import Root
 from trainer.config.files import dump_config, load_config
 from trainer.config.foreign.reading import SUFFIXES, read_settings
 from trainer.config.foreign.report import Imported, Outcome
@@ -157,7 +158,7 @@ def _shown(preset: Preset) -> dict[str, Any]:
 def _write(path: Path, text: str) -> None:
     if path.exists():
         raise RefusedPath(f"{path} is there already. Choose another name, or delete it first.")
-    path.write_text(text, encoding="utf-8")
+    Root(path.absolute().parent).write_text_atomic(path.absolute(), text)
 
 
 COMMANDS: dict[

@@ -157,8 +157,7 @@ def save_preset(workspace_path: Path, name: str, values: Mapping[str, Any], reas
         raise RefusedName(f"There is a preset {path.stem} already. Choose another name, or delete it first.")
     text = preset_text(path.stem, values, reason)
     folder.mkdir(parents=True, exist_ok=True)
-    with path.open("x", encoding="utf-8") as file:
-        file.write(text)
+    Root(folder).write_text_atomic(path, text)
     return path
 
 
@@ -187,15 +186,16 @@ def rename_preset(workspace_path: Path, name: str, new: str) -> Path:
     if target.exists():
         raise RefusedName(f"There is a preset {target.stem} already. Choose another name.")
     preset = read_preset(path)
-    with target.open("x", encoding="utf-8") as file:
-        file.write(preset_text(target.stem, preset.values, preset.reason))
-    path.unlink()
+    root = Root(workspace_path / OWN_FOLDER)
+    root.write_text_atomic(target, preset_text(target.stem, preset.values, preset.reason))
+    root.remove_tree(path)
     return target
 
 
 def delete_preset(workspace_path: Path, name: str) -> None:
     """Deletes a preset. Raises RefusedName."""
-    _existing(workspace_path, name).unlink()
+    path = _existing(workspace_path, name)
+    Root(path.parent).remove_tree(path)
 
 
 def _path(workspace_path: Path, name: str) -> Path:
