@@ -86,6 +86,7 @@ def test_every_bullet_under_what_is_protected_has_a_mark() -> None:
         "Networks for pictures (taggers",
         "Search patterns that a visitor",
         "Publishing a dataset is the on",
+        "LoRA files of others are looke",
         "Wrong passwords make everybody",
         "Requests from other web sites ",
     ]
