@@ -463,3 +463,17 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(RefusedConfig, match=said):
             read_settings(paths)
+
+
+def test_a_dataset_file_of_sd_scripts_alone_changes_only_the_data(tmp_path: Path) -> None:
+    base = {**DEFAULTS, "optimizer.learning_rate": 3e-4, "training.max_train_steps": 77}
+    result = read_settings([write(tmp_path, "data.toml", SD_DATASET)], HUNDRED, base)
+    assert result.is_partial and result.report.entries
+    assert result.values["dataset.folder"] == "/data/mira" and result.values["dataset.resolution"] == 887
+    assert not {"optimizer.learning_rate", "training.max_train_steps", "lora.alpha"} & set(result.values)
+
+
+def test_a_run_of_sd_scripts_with_its_datasets_in_the_same_file(tmp_path: Path) -> None:
+    apart = read_settings([write(tmp_path, "run.toml", SD_SCRIPTS), write(tmp_path, "data.toml", SD_DATASET)], HUNDRED)
+    together = read_settings([write(tmp_path, "both.toml", f"{SD_SCRIPTS}\n{SD_DATASET}")], HUNDRED)
+    assert together.config == apart.config

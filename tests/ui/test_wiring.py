@@ -111,3 +111,9 @@ def test_an_open_page_holds_no_connection(config: dict[str, Any]) -> None:
     """A browser has six for a host; a state, an unload event or a stream would keep one of them per page for good."""
     assert config["connect_heartbeat"] is False
     assert not components(config, "state", "timer")
+
+
+def test_no_event_covers_the_fields_it_fills(config: dict[str, Any]) -> None:
+    """Gradio lays its progress, and "Error" after a refusal, over every output: the message in the corner is enough."""
+    covering = [entry["outputs"] for entry in config["dependencies"] if entry["show_progress"] == "full"]
+    assert not [outputs for outputs in covering if outputs]

@@ -124,6 +124,7 @@
       if (plan.textContent !== value.plan.text) plan.textContent = value.plan.text;
       start.hidden = !value.start;
       if (start.textContent !== (value.start || "")) start.textContent = value.start || "";
+      rates.hidden = !value.rates;
       if (value.rates) redraw(rates, value.rates, window.safelight.rate_curve);
       inactive = value.inactive || inactive;
       mark_notes("about", value.about || {});

@@ -11,7 +11,7 @@ from gradio.components import Component
 
 from security.configs import read_json
 from security.errors import SafelightError
-from trainer.config.files import MAX_CONFIG_BYTES, ConfigError, dump_config, load_config
+from trainer.config.files import MAX_CONFIG_BYTES, ConfigError, dump_config, load_config, parse_config
 from trainer.config.foreign.reading import SUFFIXES, read_settings
 from trainer.config.inactive import inactive_settings
 from trainer.config.presets import PERSONAL
@@ -22,7 +22,7 @@ from trainer.preflight.estimates import is_alike
 from trainer.rebuild import check_rebuild, is_recipe, read_recipe, rebuild_config
 from trainer.runs import Progress, RunFolder
 from ui.checks import CheckDesk
-from ui.form import LIBRARY_SETTINGS, SETTINGS, ConfigForm, about_choices, flat, words_of
+from ui.form import LIBRARY_SETTINGS, SETTINGS, ConfigForm, about_choices, flat, nested, words_of
 from ui.messages import shown_to_the_user
 from ui.rates import rates_view
 from ui.recipes import (
@@ -141,18 +141,19 @@ class TrainTab:
             self.look, watched, told, **quiet
         )
         self.tools.reset(self.reset, watched, form.outputs, **quiet).then(self.look, watched, told, **quiet)
-        checked: dict[str, Any] = {"validator": form.faults, "api_visibility": "private"}
+        private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}  # no "Error" over the fields
+        checked: dict[str, Any] = {**private, "validator": form.faults}
         self.export.click(self.export_text, form.inputs, self.tools, **checked)
         self.export_others.click(self.export_for_others, form.inputs, self.tools, **checked)
         self.check.click(self.check_run, form.inputs, self.checks, **checked)
-        self.load.upload(
-            self.import_files, {*form.inputs, self.load}, [*form.outputs, self.tools], api_visibility="private"
-        ).then(self.look, watched, told, **quiet)
+        self.load.upload(self.import_files, {*form.inputs, self.load}, [*form.outputs, self.tools], **private).then(
+            self.look, watched, told, **quiet
+        )
         chooser = self.chooser
         gr.on(
             [field.input for field in chooser.fields], self.follow_model, {*watched, self.draft}, form.outputs, **quiet
         ).then(self.look, watched, told, **quiet)
-        chooser.view.save(self.save_preset, watched, [chooser.view, chooser.own], api_visibility="private")
+        chooser.view.save(self.save_preset, watched, [chooser.view, chooser.own], **private)
         chooser.view.changed(chooser.refresh, chooser.own, chooser.own, **quiet).then(self.look, watched, told, **quiet)
 
     def look(self, values: Values) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -237,6 +238,8 @@ class TrainTab:
             return gr.skip()
         with shown_to_the_user():
             typed = self.form.plain_values(values)
+            if self.services.access.open_to_others:  # the steps are what is asked for: they need not be right
+                self.services.refuse_paths(parse_config(nested({**typed, "training.max_train_steps": 1})))
             size = self.sizes.of(typed)
             if not size.pictures:
                 raise no_pictures(typed["dataset.folder"])

@@ -27,7 +27,7 @@ from ui.widgets import drawn_view
 
 NO_PURPOSE = ""
 NO_PRESET = ""
-ONLY_FAMILIES = "Presets are for Stable Diffusion 1.x and SDXL. This model starts from its own settings."
+NO_PRESET_HERE = "There is no preset for this model: it starts from its own settings, whatever you teach."
 
 
 class StartChooser:
@@ -114,7 +114,7 @@ class StartChooser:
     def reason(self, start: Start, info: ModelInfo | None) -> str:
         """In words where the form starts."""
         preset = preset_for(info, start)
-        words = preset.reason if preset else ONLY_FAMILIES if start.purpose else ""
+        words = preset.reason if preset else NO_PRESET_HERE if start.purpose else ""
         return f"{words} Your preset {start.own} is laid over it.".strip() if start.own else words
 
     # -- presets of one's own --

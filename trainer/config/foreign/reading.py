@@ -56,7 +56,7 @@ def read_settings(
     surroundings = around or Surroundings()
     files = _sorted(paths)
     start = dict(base or flat(TrainConfig()))
-    if files.is_toml and _is_ours(files.main):
+    if files.is_toml and files.dataset is None and _is_ours(files.main):
         config = parse_config(migrated(files.main))
         return Imported(config, flat(config), Report("Safelight", ()))
     try:
@@ -70,7 +70,7 @@ def _import(files: _Files, around: Surroundings, start: dict[str, Any]) -> Impor
     whole = flat(TrainConfig())
     if files.is_toml:
         known = {**values, **({"sample_prompts": files.prompts} if files.prompts else {})}
-        return import_sd_scripts(known, files.dataset, around, whole)
+        return import_sd_scripts(known, files.dataset, around, whole if values else start)
     if is_ai_toolkit(values):
         return import_ai_toolkit(values, around, whole)
     if is_onetrainer(values):
@@ -114,8 +114,10 @@ def _sorted(paths: Sequence[Path]) -> _Files:
         if suffix == ".toml" and isinstance(values.get("datasets"), list):
             if dataset is not None:
                 raise RefusedConfig(f"{path.name} is a second dataset file. Give one of them.")
-            _checked_folders(values, path.name)
-            dataset = values
+            dataset, options = _parted(values)
+            _checked_folders(dataset, path.name)
+            if options:
+                mains.append((path, options))
         else:
             mains.append((path, values))
     if len(mains) > 1:
@@ -130,6 +132,14 @@ def _sorted(paths: Sequence[Path]) -> _Files:
     if is_toml and mains and _is_ours(values) and (dataset is not None or prompts is not None):
         raise RefusedConfig(f"{path.name} is a run of Safelight, which needs no other file. Import it alone.")
     return _Files(values, path.name, is_toml, dataset, prompts)
+
+
+def _parted(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A file with [[datasets]] as the dataset file and the run's options, which some people keep in the same file."""
+    options = {key: value for key, value in values.items() if key not in ("general", "datasets")}
+    if not any(key in TABLE for key in one_level(options)[0]):
+        return values, {}  # what is strange in a dataset file is told as such
+    return {key: value for key, value in values.items() if key not in options}, options
 
 
 def _checked_folders(values: Mapping[str, Any], name: str) -> None:

@@ -50,18 +50,23 @@ SAME_FOR_ALL = frozenset({"image_dir", "num_repeats", "is_reg", "resolution", "s
 def import_sd_scripts(
     values: Mapping[str, Any], dataset: Mapping[str, Any] | None, around: Surroundings, base: Mapping[str, Any]
 ) -> Imported:
-    """Takes the settings of a run of sd-scripts. `dataset`: the content of the dataset file, if there is one."""
+    """Takes the settings of a run of sd-scripts. `dataset`: the content of the dataset file, if there is one.
+
+    Without `values` it is a dataset file alone, which says nothing of the rest.
+    """
+    is_whole = bool(values)
     given, doubles = one_level(values)
     folders = [] if dataset is None else dataset_folders(dataset)
     first = next((folder for folder in folders if not folder.get("is_reg")), {})
     taking = Taking(PROGRAM, {**given, **first}, around, base)
     for key in doubles:
         taking.refuse(key, "stands in several sections; the last one counts")
-    _defaults(taking)
+    _defaults(taking, is_whole=is_whole)
     finishes: list[Finish] = [_class_tokens, lambda state: _other_folders(state, folders, first), *FINISHES]
-    finishes += [alpha_left_out, trains_text_encoder, _dataset_file(dataset is not None), _length_left_out]
+    if is_whole:
+        finishes += [alpha_left_out, trains_text_encoder, _dataset_file(dataset is not None), _length_left_out]
     go_through(taking, {**TABLE, **DATASET_TABLE}, finishes)
-    return taking.result()
+    return taking.result(is_partial=not is_whole)
 
 
 def one_level(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -96,14 +101,19 @@ def dataset_folders(dataset: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{**dict.fromkeys(strange, "?"), **folder} for folder in folders]
 
 
-def _defaults(taking: Taking) -> None:
-    """What a whole file of sd-scripts means where it is silent, and Safelight would do something else."""
+def _defaults(taking: Taking, *, is_whole: bool) -> None:
+    """What a file of sd-scripts means where it is silent, and Safelight would do something else.
+
+    `is_whole`: it is that of a run, not only of its datasets.
+    """
     silent: tuple[tuple[tuple[str, ...], Any, str, Any], ...] = (
         (("enable_bucket",), False, "dataset.aspect_buckets", False),
         (("caption_extension", "caption_extention"), ".caption", "dataset.caption_extension", ".caption"),
         (("learning_rate", "unet_lr"), 2e-6, "optimizer.learning_rate", 2e-6),
     )
     for keys, default, ours, value in silent:
+        if not is_whole and not ours.startswith("dataset."):
+            continue
         if all(taking.value(key) is None for key in keys):
             taking.left_out(keys[0], default, ours, value)
 
