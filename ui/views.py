@@ -189,13 +189,21 @@ def _what_to_do(progress: Progress) -> str:
     return ""
 
 
+def looks_told(seen: int, pictures: int) -> str:
+    """How often each picture was seen; a short run has not seen them all once. "" without pictures."""
+    if not pictures:
+        return ""
+    looks = seen / pictures
+    return f"{looks:.0f}" if looks >= 10 else f"{round(looks, 1):g}"
+
+
 def _facts(progress: Progress) -> list[list[str]]:
     """Names and values of the small table beside the curve; what isn't known yet is left out."""
     facts: list[tuple[str, str | None]] = [
         ("Model family", _family_label(progress.family)),
         ("Device", progress.device or None),
         ("Pictures", str(progress.num_images) if progress.num_images else None),
-        ("Looks at each picture", f"{progress.images_seen / progress.num_images:.0f}" if progress.num_images else None),
+        ("Looks at each picture", looks_told(progress.images_seen, progress.num_images) or None),
         ("Learning rate", f"{progress.learning_rate:.3g}" if progress.learning_rate is not None else None),
         ("Gradient norm", f"{progress.gradient_norm:.3g}" if progress.gradient_norm is not None else None),
         ("Time per step", f"{progress.seconds_per_step:.2f} s" if progress.seconds_per_step is not None else None),

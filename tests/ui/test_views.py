@@ -13,7 +13,7 @@ from trainer import events
 from trainer.runs import LossPoint, Progress, RunState
 from trainer.words import duration
 from ui.services import Services
-from ui.views import STATES, curve, headline, run_detail, run_row, run_url, strip_values, title
+from ui.views import STATES, curve, headline, looks_told, run_detail, run_row, run_url, strip_values, title
 
 
 @pytest.mark.parametrize(
@@ -99,3 +99,8 @@ def test_the_file_of_a_trained_word_is_told_apart_from_the_lora(services: Servic
     assert word["fits"] == "ComfyUI, A1111, Forge and diffusers" and word["url"] == run_url(
         "mira", "embeddings/mira.safetensors"
     )
+
+
+def test_looks_at_each_picture_of_a_short_and_of_a_long_run() -> None:
+    told = [looks_told(seen, 30) for seen in (10, 30, 45, 800, 45000)]
+    assert told == ["0.3", "1", "1.5", "27", "1500"] and looks_told(5, 0) == ""
