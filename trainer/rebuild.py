@@ -120,13 +120,28 @@ def read_recipe(path: Path) -> Recipe:
     wrong = [name for name, kind in _KINDS.items() if not isinstance(values.get(name), kind)]
     if wrong:
         raise RefusedConfig(f"{path.name} has no usable part {', '.join(wrong)}. It is damaged: take another copy.")
+    rows = [row for name in ("loras", "changes") for row in values[name]]
+    if not all(isinstance(row, dict) for row in rows) or not all(
+        isinstance(one, str) for one in values["results"].values()
+    ):
+        raise RefusedConfig(f"{path.name} has entries that can't be used. It is damaged: take another copy.")
     return Recipe(**{key: values[name] for key, name in _NAMES.items()})
 
 
 def tensor_hashes(folder: Path) -> dict[str, str]:
-    """LoRA file -> SHA-256 of its tensors: what stays the same though metadata has times in it."""
-    entries = {path.name: check_safetensors(path).metadata for path in sorted(folder.glob("*.safetensors"))}
-    return {name: metadata[HASH_ENTRY] for name, metadata in entries.items() if HASH_ENTRY in metadata}
+    """LoRA file -> SHA-256 of its tensors: what stays the same though metadata has times in it.
+
+    A file that is no sound .safetensors file is none of the run's.
+    """
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            metadata = check_safetensors(path).metadata
+        except SafelightError:
+            continue
+        if HASH_ENTRY in metadata:
+            found[path.name] = metadata[HASH_ENTRY]
+    return found
 
 
 def compare_results(recipe: Recipe, folder: Path, name: str) -> tuple[list[str], list[str]]:

@@ -50,7 +50,7 @@ def _datasets(manifest: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
 
 def _rows(dataset: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     rows = dataset.get("pictures")
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and "picture" in row for row in rows):
+    if not isinstance(rows, list) or not all(_is_row(row) for row in rows):
         raise RefusedConfig("The list of pictures in the file is damaged. Take another copy of it.")
     merged: dict[str, dict[str, Any]] = {}
     for row in rows:  # a picture has a row for each size that it is trained at
@@ -59,6 +59,10 @@ def _rows(dataset: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
             if key != "sha256":
                 own.setdefault(key, []).append(row.get(key))
     return dict(merged)
+
+
+def _is_row(row: Any) -> bool:
+    return isinstance(row, dict) and "picture" in row and isinstance(row.get("sha256"), str | None)
 
 
 def _picture_differences(old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]) -> list[str]:

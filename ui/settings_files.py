@@ -38,6 +38,7 @@ def surroundings(
     def samples(values: Mapping[str, Any]) -> float | None:
         named = [values["dataset.folder"], *values["dataset.regularisation"]]
         named += [weighted_dataset(line)[1] for line in values["dataset.more"]]
+        named += [folder for folder in [values["validation.folder"]] if folder]
         if library_only and not set(named) <= set(dataset_names(workspace)):
             return None
         try:

@@ -159,6 +159,23 @@ def test_pissa_holds_the_main_directions_and_its_file_twice_the_rank() -> None:
     assert float(fresh.tensors()["alpha"]) / 6 == pytest.approx(OPTIONS.scale)
 
 
+def test_a_little_that_a_pissa_start_has_learned_survives_16_bits() -> None:
+    """Large parts that cancel out would leave nothing of it."""
+    torch.manual_seed(0)
+    base = nn.Linear(24, 40).requires_grad_(False)
+    learned = layer(AdapterName.LORA, base, replace(OPTIONS, rank=16, init=AdapterInit.PISSA), shaken=False)
+    adapter: Any = learned.adapter
+    up, down = adapter.up.weight.double(), adapter.down.weight.double()
+    for parameter in adapter.parameters():
+        parameter.data += 1e-4 * torch.randn_like(parameter)
+    trained = (adapter.up.weight.double() @ adapter.down.weight.double() - up @ down) * OPTIONS.scale
+    stored = {suffix: tensor.half() for suffix, tensor in learned.tensors().items()}
+    product = stored["lora_up.weight"].double() @ stored["lora_down.weight"].double()
+    found = product * float(stored["alpha"]) / len(stored["lora_down.weight"])
+    assert (found - trained).norm() < 2e-3 * trained.norm()
+    torch.testing.assert_close(learned.delta().double(), trained, atol=1e-9, rtol=1e-3)
+
+
 def test_a_pissa_start_has_no_more_directions_than_its_weight() -> None:
     base = nn.Linear(4, 2).requires_grad_(False)
     fresh = layer(AdapterName.LORA, base, AdapterOptions(rank=6, scale=1.0, init=AdapterInit.PISSA), shaken=False)

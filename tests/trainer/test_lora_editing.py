@@ -192,3 +192,9 @@ def test_what_a_killed_program_left_goes_when_it_is_old(workspace: Workspace) ->
     os.utime(old, (0, time.time() - 2 * placing.PARTIAL_SECONDS))
     shelf.new_lora_place(workspace, "new")
     assert young.exists() and not old.exists()
+
+
+def test_a_folder_is_never_replaced_by_a_file(tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").mkdir()
+    with pytest.raises(RefusedPath, match="is a folder"):
+        placing.refuse_taken(tmp_path / "x.safetensors", replace=True)

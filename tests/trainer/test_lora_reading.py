@@ -97,6 +97,13 @@ def test_text_encoders_are_named_with_text_model_whatever_the_file_has(tmp_path:
     assert file.text_encoders == (part,) and file.part(part).keys() == {"text_model.encoder.layers.3.self_attn.q_proj"}
 
 
+def test_a_trained_word_without_a_name_is_left_out_and_told(tmp_path: Path) -> None:
+    state = lora("lora_te_text_model_encoder_layers_0_mlp_fc1")
+    nameless = {"bundle_emb..string_to_param.*": torch.ones(2, 8), "bundle_emb.x": torch.ones(2, 8)}
+    file = read_lora(written(tmp_path, {**state, **nameless, "bundle_emb.mira.string_to_param.*": torch.ones(2, 8)}))
+    assert list(file.embeddings) == ["mira"] and file.unmatched.keys() == nameless.keys()
+
+
 # ---- families ----
 
 
@@ -107,6 +114,8 @@ def test_the_family_is_told_by_names_where_sizes_do_not(tmp_path: Path) -> None:
         "lora_te_text_model_encoder_layers_0_mlp_fc1": "sd15",
         "lora_unet_input_blocks_4_1_transformer_blocks_1_attn1_to_q": "sdxl",
         "unet.add_embedding.linear_1": "sdxl",
+        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q": "sd15",
+        "lora_unet_up_blocks_3_attentions_2_transformer_blocks_0_attn1_to_q": "sd15",
     }
     for stem, family in told.items():
         assert read_lora(written(tmp_path, lora(stem))).family == family, stem
@@ -126,9 +135,9 @@ def test_the_family_is_told_by_the_files_own_words_where_nothing_else_does(
     assert read_lora(written(tmp_path, lora("lora_unet_conv_in", 6, 4), metadata)).family == family
 
 
-def test_a_file_that_tells_no_family_asks_for_it(tmp_path: Path) -> None:
+def test_a_file_that_tells_no_family_says_what_it_lacks(tmp_path: Path) -> None:
     path = written(tmp_path, lora("lora_unet_conv_in", 6, 4))
-    with pytest.raises(RefusedFile, match=r"Say which family it is: sd15, sdxl"):
+    with pytest.raises(RefusedFile, match=r"Stable Diffusion XL alike.*Export it again"):
         read_lora(path)
     assert read_lora(path, "sdxl").family == "sdxl"
 

@@ -262,6 +262,9 @@ def test_a_rebuild_takes_no_setting_that_makes_it_another_run(first: Workspace) 
         ({"version": 2}, "newer Safelight"),
         ({"dataset": []}, "no usable part dataset"),
         ({"config": None, "base": 3}, "base, config"),
+        ({"changes": ["x"]}, "can't be used"),
+        ({"loras": [7]}, "can't be used"),
+        ({"results": {"a.safetensors": 7}}, "can't be used"),
     ],
 )
 def test_a_file_that_is_none_is_refused(values: dict[str, Any], words: str, first: Workspace, tmp_path: Path) -> None:
@@ -272,7 +275,15 @@ def test_a_file_that_is_none_is_refused(values: dict[str, Any], words: str, firs
         read_recipe(path)
 
 
-@pytest.mark.parametrize("manifest", [{}, {"datasets": 7}, {"datasets": [{"pictures": [1]}]}])
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        {},
+        {"datasets": 7},
+        {"datasets": [{"pictures": [1]}]},
+        {"datasets": [{"pictures": [{"picture": "a.png", "sha256": ["x"]}]}]},
+    ],
+)
 def test_a_damaged_list_of_pictures_is_refused(
     manifest: Any, first: Workspace, second: Workspace, tmp_path: Path
 ) -> None:
@@ -315,3 +326,8 @@ def test_the_commit_is_read_from_the_repositorys_files(tmp_path: Path) -> None:
     assert commit_of(git) == "b2" * 20
     (git / "refs" / "heads" / "main").write_text("not a commit")
     assert commit_of(git) == ""
+
+
+def test_a_foreign_broken_file_in_the_run_folder_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "broken.safetensors").write_bytes(b"no such file")
+    assert tensor_hashes(tmp_path) == {}

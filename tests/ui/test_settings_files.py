@@ -24,7 +24,7 @@ from trainer.models.library import ModelInfo
 from trainer.workspace import Workspace
 from ui.cli import main
 from ui.form import SETTINGS, flat
-from ui.recipes import Start, changes, recipe
+from ui.recipes import LOOKS, Start, changes, recipe
 from ui.services import Access, Services
 from ui.settings_files import surroundings
 from ui.tabs.train import TrainTab
@@ -153,6 +153,27 @@ def test_files_of_other_programs_fill_the_form_and_are_told(tmp_path: Path) -> N
     (tmp_path / "odd.json").write_text("{}")
     with pytest.raises(gr.Error, match="no program whose settings are known"):
         upload(tab, tmp_path / "odd.json")
+
+
+def test_a_page_that_others_can_reach_makes_no_length_of_a_folder_outside_the_library(tmp_path: Path) -> None:
+    shutil.copytree(Path("trainer/demo/ink").resolve(), tmp_path / "secret")
+    looks = next(iter(LOOKS))
+    alone, shared = tab_with_model(tmp_path / "a"), tab_with_model(tmp_path / "b", Access(listen=True))
+    outside = {"dataset.folder": str(tmp_path / "secret")}
+    assert alone.set_length({**typed(alone.form, **outside), alone.length: looks}) > 0
+    with pytest.raises(gr.Error, match="only what the library has"):
+        shared.set_length({**typed(shared.form, **outside), shared.length: looks})
+    emptied = typed(shared.form, **{"training.max_train_steps": None})
+    assert shared.set_length({**emptied, shared.length: looks}) > 0, "the steps are what is asked for"
+
+
+def test_a_held_out_folder_outside_the_library_is_not_looked_for_either(tmp_path: Path) -> None:
+    shutil.copytree(Path("trainer/demo/ink").resolve(), tmp_path / "secret")
+    services = make_services(tmp_path)
+    values = {**flat(TrainConfig()), "validation.folder": str(tmp_path / "secret")}
+    asked = {is_open: surroundings(services.workspace, [], library_only=is_open).samples for is_open in (True, False)}
+    assert asked[True] is not None and asked[True](values) is None
+    assert asked[False] is not None and asked[False](values)
 
 
 def test_a_page_that_others_can_reach_counts_no_folders_and_tells_no_paths(tmp_path: Path) -> None:

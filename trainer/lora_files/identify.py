@@ -28,6 +28,8 @@ _FOREIGN = (
 """Names by which other files are known."""
 _SDXL_ONLY = re.compile(r"add_embedding\.|transformer_blocks\.[1-9]")
 """Modules that SD 1.x lacks: SDXL's size embedding, and more than one transformer block at a place."""
+_SD15_ONLY = re.compile(r"^down_blocks\.0\.attentions\.|^down_blocks\.3\.|^up_blocks\.3\.|^up_blocks\.2\.attentions\.")
+"""Modules that SDXL lacks: its outermost blocks have no attention, and it has only three blocks on each side."""
 
 
 def family_of(header: WeightsHeader, name: str) -> str:
@@ -49,10 +51,13 @@ def family_of(header: WeightsHeader, name: str) -> str:
     said = _said(header.metadata)
     told = _told_by_names(parsed)
     if told is not None and said is not None and told != said:
-        raise RefusedFile(f"{name} says that it is for {said}, its layers are {told}'s. Say which family it is.")
+        raise RefusedFile(f"{name} says that it is for {said}, its layers are {told}'s. Export it again.")
     if told or said:
         return told or said or ""
-    raise RefusedFile(f"{name} does not tell which model it is for. Say which family it is: {', '.join(FAMILY_NAMES)}.")
+    raise RefusedFile(
+        f"{name} does not tell which model it is for: its layers are in {_known()} alike, and its header has no "
+        "modelspec.architecture or ss_base_model_version. Export it again, with its metadata."
+    )
 
 
 def refuse_foreign(names: Iterable[str], file_name: str) -> NoReturn:
@@ -78,6 +83,8 @@ def _told_by_names(parsed: list[tuple[str, Key]]) -> str | None:
     modules = {meaning.place for _, meaning in parsed}
     if any(place.part == "text_encoder_2" or _SDXL_ONLY.search(place.module) for place in modules):
         return "sdxl"
+    if any(place.part == UNET and _SD15_ONLY.search(place.module) for place in modules):
+        return "sd15"
     prefixes = {key.split("_text_model", 1)[0] for key, meaning in parsed if meaning.place.part != UNET}
     owners = {family for family, one in FAMILY_NAMES.items() if prefixes & set(one.kohya_text_encoders)}
     return next(iter(owners)) if len(owners) == 1 else None

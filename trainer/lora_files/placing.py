@@ -47,7 +47,9 @@ def folder_beside(target: Path) -> Iterator[Path]:
 
 
 def refuse_taken(target: Path, *, replace: bool = False) -> None:
-    """Raises RefusedPath if there is something of that name, unless it is to be replaced."""
+    """Raises RefusedPath if there is something of that name, unless it is a file that is to be replaced."""
+    if target.is_dir() and replace:
+        raise RefusedPath(f"{target.name} is a folder, so no file can take its place. Choose another name.")
     if target.exists() and not replace:
         raise RefusedPath(f"{target.name} is there already. Choose another name.")
 

@@ -104,7 +104,10 @@ def sort_keys(header: WeightsHeader, family: str, name: str) -> Sorted:
     for key in header.tensors:
         if key.startswith(keys.EMBEDDING_PREFIX):
             word, _, inner = key.removeprefix(keys.EMBEDDING_PREFIX).partition(".")
-            embeddings[word][inner] = key
+            if word and inner:
+                embeddings[word][inner] = key
+            else:
+                unmatched[key] = "it names no trained word"
             continue
         meaning = parse_key(key, usual)
         if meaning is None:
