@@ -377,7 +377,7 @@ def resolve_user_folder(text: str, allowed: Sequence[Path] | None) -> Path:
     """As resolve_user_path, and refuses what is not a folder."""
     path = resolve_user_path(text, allowed)
     if not path.is_dir():
-        raise RefusedPath(f"{path} is a file. Give the folder that holds it.")
+        raise RefusedPath(f"{path if allowed is None else text} is a file. Give the folder that holds it.")
     return path
 
 
@@ -385,8 +385,17 @@ def resolve_user_file(text: str, allowed: Sequence[Path] | None) -> Path:
     """As resolve_user_path, and refuses what is not a regular file."""
     path = resolve_user_path(text, allowed)
     if not path.is_file():
-        raise RefusedPath(f"{path} is not a file. Give the path of a file.")
+        raise RefusedPath(f"{path if allowed is None else text} is not a file. Give the path of a file.")
     return path
+
+
+def _leads_inside(path: Path, allowed: Sequence[Path]) -> bool:
+    """Whether a path, with its links followed as far as it exists, lies in one of the folders."""
+    try:
+        resolved = path.resolve(strict=False)
+    except (OSError, RuntimeError):  # RuntimeError: a loop of links, up to Python 3.12
+        return False
+    return any(resolved.is_relative_to(folder.resolve()) for folder in allowed)
 
 
 def resolve_user_path(text: str, allowed: Sequence[Path] | None) -> Path:
@@ -411,17 +420,21 @@ def resolve_user_path(text: str, allowed: Sequence[Path] | None) -> Path:
         raise RefusedPath(f"{text} is not a whole path. Start it with / or ~ (on Windows with a drive such as C:\\).")
     if os.name == "nt" and ":" in str(path)[2:]:
         raise RefusedPath(f"{text} has a second colon. Give the path of a plain file or folder.")
+    if allowed is not None and not _leads_inside(path, allowed):
+        # Before anything is looked for: whether a file exists elsewhere, and where home is, are not every visitor's business.
+        places = ", ".join(folder.name for folder in allowed)
+        raise RefusedPath(f"{text} is not inside the folder {places}. Copy it there.")
+    shown = path if allowed is None else text
     try:
         resolved = path.resolve(strict=True)
     except FileNotFoundError:
-        raise RefusedPath(f"{path} does not exist. Check the spelling.") from None
+        raise RefusedPath(f"{shown} does not exist. Check the spelling.") from None
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, up to Python 3.12
-        raise RefusedPath(f"{path} cannot be opened: {error}.") from None
+        raise RefusedPath(f"{shown} cannot be opened: {getattr(error, 'strerror', '') or 'a loop of links'}.") from None
     if any(resolved.is_relative_to(folder) for folder in _NO_DATA_FOLDERS):
         raise RefusedPath(f"{resolved} belongs to the system. Give a folder with your own files.")
-    if allowed is not None and not any(resolved.is_relative_to(folder.resolve()) for folder in allowed):
-        places = ", ".join(folder.name for folder in allowed)  # their whole paths are not every visitor's business
-        raise RefusedPath(f"{path} is not inside the folder {places}. Copy it there.")
+    if allowed is not None and not _leads_inside(resolved, allowed):
+        raise RefusedPath(f"{text} changed while it was looked at. Try again.")
     return resolved
 
 

@@ -398,8 +398,10 @@ def test_typed_paths_stay_in_the_allowed_folders_also_through_links(tmp_path: Pa
     for text in (tmp_path / "other", tmp_path / "allowed2", allowed / "out", allowed / ".." / "other"):
         with pytest.raises(RefusedPath, match="not inside"):
             resolve_user_folder(str(text), [allowed])
-    with pytest.raises(RefusedPath, match="cannot be opened"):
+    with pytest.raises(RefusedPath, match="not inside"):
         resolve_user_path(str(allowed / "loop"), [allowed])
+    with pytest.raises(RefusedPath, match="cannot be opened"):
+        resolve_user_path(str(allowed / "loop"), None)
     with pytest.raises(RefusedPath, match="belongs to the system"):
         resolve_user_path("/proc/self/environ", None)
     with pytest.raises(RefusedPath, match="belongs to the system"):
@@ -412,3 +414,17 @@ def test_kinds_are_told_apart(tmp_path: Path) -> None:
         resolve_user_folder(str(tmp_path / "a.txt"), None)
     with pytest.raises(RefusedPath, match="is not a file"):
         resolve_user_file(str(tmp_path), None)
+
+
+def test_a_visitor_learns_neither_what_exists_nor_where_home_is(tmp_path: Path) -> None:
+    allowed, outside = tmp_path / "import", tmp_path / "secret.txt"
+    allowed.mkdir()
+    outside.write_text("x")
+    answers = set()
+    for text in (str(outside), str(tmp_path / "nothing.txt"), "~/.ssh/id_rsa", "~/nothing", str(outside / "below")):
+        with pytest.raises(RefusedPath) as refused:
+            resolve_user_file(text, [allowed])
+        answers.add(str(refused.value).replace(text, "TEXT"))
+    assert answers == {"TEXT is not inside the folder import. Copy it there."}
+    with pytest.raises(RefusedPath, match="does not exist"):
+        resolve_user_file(str(allowed / "nothing.txt"), [allowed])
