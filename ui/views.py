@@ -308,7 +308,7 @@ def _file(run_id: str, saved: Any) -> dict[str, Any]:
         "step": saved.step,
         "size": gigabytes(saved.num_bytes),
         "fits": programs_in_words(saved.loads_in) if saved.loads_in else older,
-        "unfit": [sentence for sentence in saved.loads_in.values() if sentence],
+        "unfit": list(dict.fromkeys(sentence for sentence in saved.loads_in.values() if sentence)),
         "is_word": saved.key_format == "embedding",
         "sha256": saved.sha256,
         "url": run_url(run_id, saved.path),

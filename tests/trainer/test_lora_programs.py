@@ -19,7 +19,7 @@ from trainer.lora_files.keys import FileFormat, parse_key, write_key
 from trainer.lora_files.layers import Decomposed, Layer, LowRank, Rotation
 from trainer.lora_files.layouts import LAYOUTS, text_modules, unet_modules
 from trainer.lora_files.names import FAMILY_NAMES, Place, from_original, to_original, unet_module
-from trainer.lora_files.programs import A1111, COMFYUI, DIFFUSERS, FORGE, PROGRAMS, loads_in, told_in_words
+from trainer.lora_files.programs import A1111, COMFYUI, DIFFUSERS, FORGE, OWN_LAYOUT, PROGRAMS, loads_in, told_in_words
 from trainer.lora_files.writing import file_tensors
 
 
@@ -277,7 +277,14 @@ def test_a_file_with_peft_names_is_told_apart_layer_by_layer() -> None:
     assert told[DIFFUSERS] == "" and "leaves out 2 of 4" in told[COMFYUI] and "none" in told[A1111]
     words = told_in_words(told)
     assert words.startswith("Loads whole in diffusers. ComfyUI leaves out 2 of 4 tensors, unet.mid_block")
-    assert told_in_words({}) == "" and told_in_words(dict.fromkeys(told, "No.")) == "No. No. No. No."
+    assert told_in_words({}) == "" and told_in_words(dict.fromkeys(told, "No.")) == "No."
+
+
+def test_a_base_of_another_layout_is_told_in_one_sentence() -> None:
+    own = "up_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"  # SD 1.x has no attention there
+    told = loads_in(file_with({own: pair()}, "sd15"))
+    assert told[DIFFUSERS] == "" and {told[COMFYUI], told[A1111]} == {OWN_LAYOUT}
+    assert told_in_words(told) == f"Loads whole in diffusers. {OWN_LAYOUT}"
 
 
 def test_a_layer_is_built_of_what_a_program_would_find(name: str) -> None:

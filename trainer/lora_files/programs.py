@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trainer.lora_files.layouts import LAYOUTS, Layout, text_modules, unet_modules
+from trainer.lora_files.names import UNET
 
 if TYPE_CHECKING:
     from trainer.lora_files.file import LoraFile
@@ -52,6 +53,11 @@ _MAGNITUDES: Reason = (re.compile(r"\.lora_magnitude_vector"), "it does not know
 _ATTENTION: Reason = (
     re.compile(r"\.to_(q|k|v|out\.0)\."),
     "it knows other names for attention layers than diffusers and peft",
+)
+
+
+OWN_LAYOUT = (
+    "The base has a layout of its own, so its LoRAs work with it alone: in Safelight, and where diffusers loads both."
 )
 
 
@@ -96,7 +102,16 @@ class Program:
 
 def loads_in(file: LoraFile) -> dict[str, str]:
     """For each program "" when it loads a file that was read from disk whole, else the sentence why not."""
+    if _has_own_layout(file):
+        plain = all(layer.kind == "lora" for layer in file.layers.values()) and not file.embeddings
+        return {name: "" if name == DIFFUSERS and plain else OWN_LAYOUT for name in PROGRAMS}
     return {program.name: _fault(program, file) for program in PROGRAMS.values()}
+
+
+def _has_own_layout(file: LoraFile) -> bool:
+    """Whether a file is for a U-Net with layers in other places than its family's usual one, such as the embedded model."""
+    usual = unet_modules(LAYOUTS[file.family]) if file.family in LAYOUTS else {}
+    return bool(usual) and any(place.part == UNET and place.module not in usual for place in file.layers)
 
 
 def programs_in_words(faults: dict[str, str]) -> str:
@@ -108,7 +123,7 @@ def programs_in_words(faults: dict[str, str]) -> str:
 def told_in_words(faults: dict[str, str]) -> str:
     """One or more sentences: where a file loads, and why not elsewhere; an empty text if nothing is known."""
     start = [f"Loads whole in {programs_in_words(faults)}."] if not all(faults.values()) else []
-    return " ".join([*start, *(fault for fault in faults.values() if fault)])
+    return " ".join([*start, *dict.fromkeys(fault for fault in faults.values() if fault)])
 
 
 def _fault(program: Program, file: LoraFile) -> str:
