@@ -186,7 +186,9 @@ class Jobs:
     def runs(self) -> list[Progress]:
         """Every run of the workspace, newest first."""
         ids = [
-            path.parent.name for path in self.workspace.runs_dir.glob("*/config.toml") if not path.parent.is_symlink()
+            path.parent.name
+            for path in self.workspace.runs_dir.glob("*/config.toml")
+            if not path.parent.is_symlink() and path.with_name("events.jsonl").is_file()
         ]
         return sorted((self.progress(run_id) for run_id in ids), key=lambda run: run.created, reverse=True)
 
@@ -271,7 +273,10 @@ class Jobs:
         estimate = kept_estimate(self.workspace, config)
         if estimate is not None:
             return estimate.planned()
-        runs = self.runs()
+        try:
+            runs = self.runs()
+        except (SafelightError, OSError):  # one that is deleted just now; the plan is not worth a run
+            return None
         for run in runs[:EARLIER_RUNS]:
             if run.measured is not None and self._was_alike(config, run.run_id):
                 steps = config.training.max_train_steps

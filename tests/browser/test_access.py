@@ -69,7 +69,7 @@ def test_the_keyboard_alone_leads_to_a_run_that_a_screen_reader_hears(
     page.locator("#panel-start-button").focus()
     page.keyboard.press("End")
     expect(page.locator("#panel-settings-button")).to_be_focused()
-    for _ in range(2):
+    for _ in range(3):
         page.keyboard.press("ArrowLeft")
     expect(page.locator("#panel-train-button")).to_have_attribute("aria-selected", "true")
     fill_form_from(page, settings_file("by_keys", 3))

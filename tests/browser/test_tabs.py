@@ -128,7 +128,9 @@ def test_the_form_survives_a_reload_and_tells_what_it_means(watched: Watch, serv
     page.get_by_label("Thorough").check()
     expect(page.locator("#set-training-max-train-steps input")).to_have_value("1130")
     plan = page.locator("#view-form .sl-message")
-    expect(plan).to_contain_text("30 pictures x 1 repeat, batch 4 = 7.5 steps per epoch; 1130 steps = 151 epochs")
+    expect(plan).to_contain_text(
+        "30 pictures x 1 repeat (8 more held out to measure the loss), batch 4 = 7.5 steps per epoch; 1130 steps = 151 epochs"
+    )
     page.reload()
     expect(page.locator("#set-name input")).to_have_value("kept_over_reload")
     expect(page.locator("#set-training-max-train-steps input")).to_have_value("1130")

@@ -16,7 +16,7 @@ from tests import tiny
 from trainer.config.schema import LoraTargets, ModelConfig
 from trainer.families import FAMILIES, clip, family_row, get_family
 from trainer.families.base import Components, Conditioning, ModelFamily, UnusableLatents, UnusableModel
-from trainer.losses import min_snr_weights, mse_per_sample
+from trainer.losses import elementwise_errors, mean_per_sample, min_snr_weights
 
 PROMPTS = ["a red circle, simple background", ""]
 LONG_PROMPT = "the art of one day in our new park with you and all my time for the big game " * 14
@@ -256,7 +256,7 @@ def test_the_loss_of_a_step_is_diffusers(
         prediction = family.predict(
             base.denoiser, schedule.add_noise(latents, noise, timesteps), timesteps, conditioning
         )
-    losses = mse_per_sample(prediction, schedule.target(latents, noise, timesteps))
+    losses = mean_per_sample(elementwise_errors(prediction, schedule.target(latents, noise, timesteps)))
     if gamma:
         losses = losses * min_snr_weights(schedule.snr(timesteps), gamma, schedule.prediction_type)
     expected = _diffusers_loss(pipeline, STEPS[step], gamma, pixels, noise, timesteps, prompts)

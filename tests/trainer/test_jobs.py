@@ -121,12 +121,12 @@ def test_a_fault_is_told_and_the_next_run_still_starts(jobs: Jobs, make_config) 
 def test_an_unforeseen_fault_gets_a_number_and_its_details_go_to_the_log(
     jobs: Jobs, make_config, monkeypatch, caplog
 ) -> None:
-    import trainer.loop
+    import trainer.guards
 
     def explode(*_: object) -> None:
         raise ZeroDivisionError("secret detail")
 
-    monkeypatch.setattr(trainer.loop, "train_step", explode)
+    monkeypatch.setattr(trainer.guards, "train_step", explode)
     run_id = jobs.submit(make_config())
     assert jobs.wait(60)
     progress = jobs.progress(run_id)

@@ -255,7 +255,7 @@ def test_a_run_writes_down_what_it_learned_and_the_lora_names_it(base: Path, tmp
 
 def test_going_on_with_other_pictures_is_told(base: Path, tmp_path: Path, workspace) -> None:
     folder = tiny_dataset(tmp_path / "set", 4)
-    config = make_config(base, folder)
+    config = make_config(base, folder, optimizer={"learning_rate": 1e-4})
     run = RunFolder.create(workspace, config)
     assert not warnings(config, workspace, run)
     masked(folder, ["000.png"])
