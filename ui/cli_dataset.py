@@ -16,8 +16,8 @@ from trainer.tasks import TaskState, TaskView
 from trainer.words import duration
 from trainer.workspace import Workspace
 from ui.cli_lists import print_table
+from ui.subcommands import AddArguments, add_subcommands
 
-AddArguments = Callable[[argparse.ArgumentParser], None]
 Run = Callable[[argparse.Namespace], int]
 FAILED = 1
 
@@ -303,11 +303,4 @@ SUBCOMMANDS: dict[str, tuple[AddArguments, Run]] = {
 
 def dataset_arguments(parser: argparse.ArgumentParser, add_workspace: AddArguments) -> None:
     """Adds the subcommands. Each gets --workspace and --json."""
-    commands = parser.add_subparsers(title="subcommands", metavar="SUB", required=True, parser_class=type(parser))
-    for name, (add_arguments, run) in SUBCOMMANDS.items():
-        help_text = (run.__doc__ or "").splitlines()[0]
-        command = commands.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)
-        command.set_defaults(run_dataset=run)
-        add_workspace(command)
-        command.add_argument("--json", action="store_true", help="print JSON")
-        add_arguments(command)
+    add_subcommands(parser, SUBCOMMANDS, add_workspace, as_option="run_dataset")

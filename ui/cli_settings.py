@@ -26,20 +26,14 @@ from trainer.config.presets import (
 )
 from trainer.workspace import Workspace
 from ui.settings_files import library_paths, surroundings
+from ui.subcommands import add_subcommands
 
 
 def settings_arguments(
     parser: argparse.ArgumentParser, add_workspace: Callable[[argparse.ArgumentParser], None]
 ) -> None:
     """Adds the three commands below `settings`."""
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name, (arguments, run) in COMMANDS.items():
-        help_text = (run.__doc__ or "").splitlines()[0]
-        command = commands.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)
-        add_workspace(command)
-        command.add_argument("--json", action="store_true", help="print JSON")
-        arguments(command)
-        command.set_defaults(run_settings=run)
+    add_subcommands(parser, COMMANDS, add_workspace, as_option="run_settings")
 
 
 def _import_arguments(parser: argparse.ArgumentParser) -> None:

@@ -211,6 +211,26 @@ def test_the_crop_that_training_uses_is_shown_and_chosen(watched: Watch, server:
     assert mark.zoom > 1.5 and mark.focus[0] < 0.3
     for drawn, trained in zip(shares(), fit((300, 100), bucket, mark.focus, mark.zoom).frame, strict=True):
         assert abs(drawn - trained) < 0.01
+    # A redraw while a change is being saved takes nothing back, and leaving waits for what is on its way.
+    page.evaluate(
+        """() => {
+            const { studio } = safelight, call = studio.call;
+            window.sent = 0;
+            studio.call = async (name, ...rest) => {
+                if (name === "set_mark") window.sent += 1, await new Promise((then) => setTimeout(then, 600));
+                return call(name, ...rest);
+            };
+        }"""
+    )
+    page.keyboard.press("+")
+    page.wait_for_function("window.sent === 1")
+    page.evaluate("safelight.studio.emit('rows')")
+    page.keyboard.press("+")
+    page.evaluate("safelight.studio.flush().then(() => true)")
+    nearer = load_marks(folder)["wide.png"]
+    assert abs(nearer.zoom / mark.zoom - 1.1**2) < 0.01
+    for drawn, trained in zip(shares(), fit((300, 100), bucket, nearer.focus, nearer.zoom).frame, strict=True):
+        assert abs(drawn - trained) < 0.01
     page.keyboard.press("0")
     expect(page.locator(".sl-crop-text")).to_contain_text("From the middle")
     page.get_by_role("button", name="Next picture (right arrow)").click()

@@ -89,15 +89,18 @@
     let end_tool = null;
     let active_tool = "";
     let saving = 0;
+    let pending = null; // the crop that is not on the disk yet
+    let saved_before = Promise.resolve();
 
     // ---- one picture ----------------------------------------------------------------------------------------------
 
     function show(name) {
       stop_tool();
+      save_pending();
       viewer.name = name;
       const row = studio.row(name);
       viewer.row = row;
-      mark = row.mark;
+      mark = pending?.name === name ? pending.value : row.mark;
       setText(title, name);
       box.setAttribute("aria-label", `Caption of ${name}`);
       image.alt = row.caption || name;
@@ -116,7 +119,7 @@
       const row = studio.row(viewer.name);
       if (!row) return dialog.close(); // removed meanwhile
       viewer.row = row;
-      if (!saving) mark = row.mark;
+      if (pending?.name !== viewer.name) mark = row.mark;
       const text = studio.typed(row);
       if (box.value !== text) box.value = text;
       box.dataset.saved = row.caption;
@@ -219,31 +222,40 @@
       if (studio.builtin || !viewer.row?.bucket) return;
       mark = settled(wanted);
       draw_crop(shown_rect());
+      pending = { name: viewer.name, value: mark };
       window.clearTimeout(saving);
-      const [name, row, value] = [viewer.name, viewer.row, mark];
-      saving = window.setTimeout(() => save_mark(name, row, value), SAVE_MS);
-      pending = { name, row, value };
+      saving = window.setTimeout(save_pending, SAVE_MS);
     }
 
-    let pending = null;
     const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
 
-    async function save_mark(name, row, value) {
-      window.clearTimeout(saving);
-      saving = 0;
-      pending = null;
-      if (same(row.mark, value)) return;
+    async function save_mark(wanted) {
+      const { name, value } = wanted;
+      const settle = () => pending === wanted && (pending = null);
+      const row = studio.row(name);
+      if (!row || same(row.mark, value)) return settle();
       try {
         const answer = await studio.call("set_mark", { picture: name, mark: value });
+        settle();
         const enlarged = row.bucket[0] / crop_box(row, answer.mark).width;
         studio.took(name, { mark: answer.mark, enlarged }, answer);
       } catch (error) {
+        settle();
         notify(`The crop of ${name} is not saved: ${error.told ? error.message : "Safelight does not answer."}`, "bad");
         if (viewer.name === name) draw();
       }
     }
 
-    const save_pending = () => (pending ? save_mark(pending.name, pending.row, pending.value) : Promise.resolve());
+    /** One crop after the other, so that the last one wins. */
+    function save_pending() {
+      window.clearTimeout(saving);
+      const wanted = pending;
+      if (wanted && !wanted.sent) {
+        wanted.sent = true;
+        saved_before = saved_before.then(() => save_mark(wanted));
+      }
+      return saved_before;
+    }
     studio.before_acting(save_pending);
 
     const now = () => mark || { x: 0.5, y: 0.5, zoom: 1 };

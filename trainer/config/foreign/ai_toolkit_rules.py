@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from trainer.config.foreign.sd_scripts_rules import OPTIMIZER_ARGS, OPTIMIZER_ARGS_UNUSED
+from trainer.config.foreign.sd_scripts_rules import optimizer_arg
 from trainer.config.foreign.taking import (
     OFF,
     Taking,
@@ -303,18 +303,7 @@ def _optimizer_parameters(taking: Taking, key: str, value: Any) -> None:
     for name, part in value.items():
         label = f"{key}: {name}"
         taking.part(label, part)
-        try:
-            if name == "betas":
-                for ours, beta in zip(("optimizer.beta1", "optimizer.beta2"), as_list(part), strict=False):
-                    taking.take(label, ours, as_number(beta))
-            elif name in OPTIMIZER_ARGS:
-                taking.take(label, OPTIMIZER_ARGS[name], as_number(part))
-            elif name in OPTIMIZER_ARGS_UNUSED:
-                taking.pass_over(label, OPTIMIZER_ARGS_UNUSED[name])
-            else:
-                taking.refuse(label, "this argument is not offered for any optimizer here")
-        except WrongValueError as error:
-            taking.refuse(label, f"{error}, so it can't be read")
+        optimizer_arg(taking, label, name, part)
     taking.settle(key)
 
 

@@ -244,7 +244,7 @@ def _optimizer_args(taking: Taking) -> None:
                 given[name.strip()] = value.strip().strip("\"'")
         for name, value in given.items():
             taking.part(f"{key}: {name}", value)
-            _optimizer_arg(taking, f"{key}: {name}", name, value)
+            optimizer_arg(taking, f"{key}: {name}", name, value)
         taking.settle(key)
     ours = taking.ours.get("optimizer.name")
     for setting, default in OPTIMIZER_DEFAULTS.get(str(ours), {}).items():
@@ -252,10 +252,12 @@ def _optimizer_args(taking: Taking) -> None:
             taking.left_out(f"optimizer_args: {setting.rpartition('.')[2]}", default, setting, default)
 
 
-def _optimizer_arg(taking: Taking, key: str, name: str, value: str) -> None:
+def optimizer_arg(taking: Taking, key: str, name: str, value: Any) -> None:
+    """One argument of an optimizer by its usual name; `betas` as a list or as text such as "0.9, 0.99"."""
     try:
         if name == "betas":
-            for ours, beta in zip(ADAM_BETAS, re.findall(r"[^\s,()\[\]]+", value), strict=False):
+            betas = re.findall(r"[^\s,()\[\]]+", value) if isinstance(value, str) else as_list(value)
+            for ours, beta in zip(ADAM_BETAS, betas, strict=False):
                 taking.take(key, ours, as_number(beta))
         elif name in OPTIMIZER_ARGS:
             taking.take(key, OPTIMIZER_ARGS[name], as_number(value))
