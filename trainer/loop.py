@@ -52,12 +52,13 @@ def train(
     record_run(run, inputs)
     announce(run, emit)
     reason = ""
-    while run.step < config.training.max_train_steps and not control.ends:
-        if reason := do_what_is_due(run, emit, control):
-            break
-        guarded_step(run, emit, rescue=partial(save, run, emit))
+    with run.threads():
+        while run.step < config.training.max_train_steps and not control.ends:
+            if reason := do_what_is_due(run, emit, control):
+                break
+            guarded_step(run, emit, rescue=partial(save, run, emit))
 
-    finish(run, emit, control, reason)
+        finish(run, emit, control, reason)
 
 
 def do_what_is_due(run: Run, emit: Emit, control: Control) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +28,7 @@ from trainer.dataset.manifest import changes_since, manifest_hash, run_manifest
 from trainer.dataset.placing import place_alone, place_pictures
 from trainer.dataset.scan import Picture, scan_folder
 from trainer.dataset.sources import Role, Source
-from trainer.device import choose_device, choose_dtype
+from trainer.device import choose_device, choose_dtype, threads_for
 from trainer.embeddings import add_word, embedding_groups, refuse_unused
 from trainer.encoded import Prompts, encode_masks, encode_pictures
 from trainer.events import Event
@@ -99,6 +100,12 @@ class Run:
         """Whether the last checkpoint is so long ago that a crash now would cost too much."""
         minutes = self.config.save.rescue_minutes
         return 0 < minutes <= (time.monotonic() - self.saved_at) / 60
+
+    def threads(self) -> AbstractContextManager[None]:
+        """As many of the CPU's threads as its steps are worth."""
+        latent_pixels = max(latents[0, 0].numel() for latents in self.pictures.latents.values())
+        parameters = sum(parameter.numel() for parameter in self.components.denoiser.parameters())
+        return threads_for(self.device, parameters * latent_pixels * self.config.training.batch_size)
 
 
 @dataclass

@@ -9,8 +9,11 @@ from __future__ import annotations
 import hashlib
 
 import torch
+from torch import Tensor
 
 from trainer import events
+from trainer.dataset.batches import PlacedPicture
+from trainer.families.base import Conditioning
 from trainer.measurements import Measurement, Measurements
 from trainer.metadata import HeldOutFacts
 from trainer.noise import timestep_quantiles
@@ -52,7 +55,8 @@ def picture_losses(run: Run, pictures: PictureSet, indices: range | list[int]) -
     """Mean unweighted loss of each of these pictures over the timesteps of `measured_timesteps`.
 
     Captions are whole and in their own order, pictures unmirrored, noise the same for a picture whenever and in whatever
-    set it is measured: train and held-out loss differ by what was learned alone.
+    set it is measured: train and held-out loss differ by what was learned alone. As many timesteps at a time as training
+    takes pictures.
     """
     timesteps = measured_timesteps(run)
     losses = []
@@ -63,12 +67,22 @@ def picture_losses(run: Run, pictures: PictureSet, indices: range | list[int]) -
             conditioning = condition(run, pictures, [index], [False], [one.picture.caption])
             weights = mask_batch(pictures, [index], [False])
             own = []
-            for timestep in timesteps:
-                seed = derive_seed(run.config.training.seed, "held-out", one.picture.content_hash, timestep)
-                noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed))
-                own.append(denoising_losses(run, latents, noise, torch.tensor([timestep]), conditioning, weights))
+            for first in range(0, len(timesteps), run.config.training.batch_size):
+                some = timesteps[first : first + run.config.training.batch_size]
+                noise = torch.cat([_noise(run, one, timestep, latents) for timestep in some])
+                repeated = [
+                    value.expand(len(some), *value.shape[1:]) for value in (latents, weights) if value is not None
+                ]
+                conditionings = Conditioning.cat([conditioning] * len(some))
+                own.append(denoising_losses(run, repeated[0], noise, torch.tensor(some), conditionings, *repeated[1:]))
             losses.append(float(torch.cat(own).double().mean()))
     return tuple(losses)
+
+
+def _noise(run: Run, one: PlacedPicture, timestep: int, latents: Tensor) -> Tensor:
+    """The noise (1, C, h, w) that a picture is measured with at a timestep."""
+    seed = derive_seed(run.config.training.seed, "held-out", one.picture.content_hash, timestep)
+    return torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed))
 
 
 def validated(run: Run) -> events.Validated | events.Warned:

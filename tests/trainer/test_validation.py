@@ -120,6 +120,17 @@ def test_training_and_held_out_pictures_are_measured_in_the_same_way(base, pictu
     assert len(set(chosen)) == 2 and measure(run).trained == picture_losses(run, run.pictures, chosen)
 
 
+def test_a_loss_is_the_same_however_many_timesteps_are_measured_at_a_time(base, pictures, workspace) -> None:
+    watched = {**WATCHED, "num_timesteps": 5}
+    found = []
+    for batch_size in (1, 2, 5):
+        config = config_of(base, pictures, validation=watched, training={"batch_size": batch_size})
+        run = prepared(config, workspace)
+        shake(run)
+        found.append(picture_losses(run, run.held_out, range(2)))
+    assert found[1] == pytest.approx(found[0], rel=1e-5) and found[2] == pytest.approx(found[0], rel=1e-5)
+
+
 def test_each_picture_is_measured_once_however_often_it_is_cut(base, pictures, tmp_path, workspace) -> None:
     prior = tmp_path / "prior"
     dataset(prior, {"p.png": blobs(70)})

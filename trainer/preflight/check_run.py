@@ -158,7 +158,8 @@ def _work(
             return
         emit(events.Preparing("Looking at the base's own answers"))
         dry.findings.append(_prediction(probe_prediction(run), run.noise_schedule.prediction_type))
-        dry.measurements = measure(run, emit, lambda text: tell(0, 0, text))
+        with run.threads():
+            dry.measurements = measure(run, emit, lambda text: tell(0, 0, text))
         dry.findings.append(
             Finding("dry run", Level.GOOD, f"Steps work; the first loss is {dry.measurements.loss:.3f}.")
         )
@@ -199,7 +200,7 @@ def make_estimate(
     sample, save = config.sample, config.save
     draws = num_due(steps, sample.every_n_steps, first=True, last=True) * len(sample.prompts)
     looks = num_due(steps, config.validation.every_n_steps, first=True, last=True)
-    looks *= found.num_measured * config.validation.num_timesteps
+    looks *= found.num_measured
     saves = num_due(steps, save.every_n_steps, first=False, last=True)
     time_parts = {
         "loading": sum(taken for phase, taken in seconds.items() if not phase.startswith("Encoding")),

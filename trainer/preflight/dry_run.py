@@ -22,7 +22,8 @@ from trainer.loop import save
 from trainer.randomness import derive_seed
 from trainer.sampling import draw, evaluation
 from trainer.setup import Emit, Run
-from trainer.step import condition, denoising_losses, train_step
+from trainer.step import condition, train_step
+from trainer.validation import picture_losses
 
 SLOW_STEP_SECONDS = 20.0
 """A step that takes longer is measured once; others three times."""
@@ -149,16 +150,14 @@ def _time_drawing(run: Run, settings: SampleConfig, prompts: Any) -> float:
 
 
 def _time_look(run: Run) -> float:
-    """Seconds of one picture at one noise level without gradients."""
-    with evaluation(list(run.adapted.values())), torch.no_grad():
-        times = []
-        for _ in range(2):
-            _wait(run.device)
-            began = time.perf_counter()
-            latents, noise, timesteps, conditioning = _probe_inputs(run, 0)
-            denoising_losses(run, latents, noise, timesteps, conditioning)
-            _wait(run.device)
-            times.append(time.perf_counter() - began)
+    """Seconds of a measurement of one picture."""
+    times = []
+    for _ in range(2):
+        _wait(run.device)
+        began = time.perf_counter()
+        picture_losses(run, run.pictures, [0])
+        _wait(run.device)
+        times.append(time.perf_counter() - began)
     return times[-1]
 
 
