@@ -35,7 +35,7 @@ RATES = {
     "prodigy": 1.0,
     "prodigy_plus_schedule_free": 1.0,
     "adafactor": 2e-3,
-    "came": 2e-3,
+    "came": 3e-4,
     "lion": 3e-4,
     "muon": 2e-3,
     "schedule_free_adamw": 5e-3,
@@ -116,7 +116,9 @@ def in_a_child(adapter: str, optimizer: str, rate: float, steps: int) -> Cell:
     command += ["--rate", str(rate), "--steps", str(steps)]
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     environment = {**os.environ, **one_thread, "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    if done.returncode:  # such as a run that diverged: a result like others
+        return {"learning_rate": rate, "steps": steps, "change": 0.0, "fault": done.stderr.splitlines()[-1]}
     cell: Cell = json.loads(done.stdout.splitlines()[-1])
     return cell
 
@@ -137,7 +139,10 @@ def page_of(results: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for adapter, optimizer in pairs(matrix=True):
-        if cell := cells.get(f"{adapter} {optimizer}"):
+        cell = cells.get(f"{adapter} {optimizer}")
+        if cell and "fault" in cell:
+            lines.append(f"| {adapter} | {optimizer} | {cell['learning_rate']:g} | {cell['fault']} | | | | |")
+        elif cell:
             loss = f"{cell['loss_before']:.4f} to {cell['loss_after']:.4f}"
             lines.append(
                 f"| {adapter} | {optimizer} | {cell['learning_rate']:g} | {loss} | {cell['change']:+.1%} | "
@@ -155,6 +160,7 @@ def measure(wanted: list[tuple[str, str]], processes: int) -> bool:
 
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {"cells": {}}
     todo = [pair for pair in wanted if f"{pair[0]} {pair[1]}" not in results["cells"]]
+    todo.sort(key=lambda pair: pair not in pairs(matrix=False))
     with ThreadPoolExecutor(processes) as pool:
         running = {pool.submit(in_a_child, *pair, rate_of(*pair), STEPS): " ".join(pair) for pair in todo}
         for done in as_completed(running):

@@ -99,7 +99,8 @@ def _end_astray(run: Run, error: Diverged, emit: Emit, rescue: Save) -> Diverged
     back_to, told = _go_back(run, cause, emit, rescue)
     pictures = list(cause.pictures) or names
     emit(events.WentAstray(step, pictures, cause.module, cause.text, cause.setting, cause.value, back_to))
-    change = f" Go on with {cause.setting} {_number(cause.value)}." if cause.setting else ""
+    again = "Start again" if back_to is None else "Go on"
+    change = f" {again} with {cause.setting} {_number(cause.value)}." if cause.setting else ""
     return Diverged(
         f"{error} Pictures of this step: {_listed(pictures)}. {cause.text} {told}{change}", error.loss, error.norm
     )

@@ -170,10 +170,10 @@ OPTIMIZERS: dict[OptimizerName, OptimizerRow] = {
     ),
     OptimizerName.CAME: OptimizerRow(
         "CAME",
-        "Like Adafactor, with a measure of how far to trust each step; beta3 belongs to that measure.",
+        "Like Adafactor, with a measure of how far to trust each step (beta3); wants a rate three times below AdamW's.",
         "pytorch_optimizer.CAME",
         _came,
-        _ADAM_BAND,
+        LearningRateBand(1e-6, 1e-4, 1e-3),
         frozenset({"beta1", "beta2", "beta3", "weight_decay"}),
     ),
     OptimizerName.LION: OptimizerRow(

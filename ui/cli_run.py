@@ -186,7 +186,8 @@ class Follower:
         if progress.state is RunState.FAILED:
             self._say_error(progress.message)
             if (astray := progress.astray) is not None and astray.setting and not self.as_json:
-                print(f"Go on with it: python launch.py resume {self.run_id} --{astray.setting} {astray.value}")
+                how = "Start again" if astray.back_to is None else "Go on with it"
+                print(f"{how}: python launch.py resume {self.run_id} --{astray.setting} {astray.value}")
             return progress, 1 if progress.error_id else 2  # without an id it is something that the user can mend
         if progress.state in (RunState.STOPPED, RunState.PAUSED) and not self.as_json:
             print(progress.reason, end=" " if progress.reason else "")

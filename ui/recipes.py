@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Iterable, Mapping
@@ -180,10 +181,12 @@ def steps_for(looks: int, samples: float, config_values: Mapping[str, Any]) -> i
 
 
 def plan_line(config: TrainConfig, size: Size, seconds_per_step: float | None) -> str:
-    """What the chosen steps mean: "30 pictures x 1 repeat, batch 4 = 7.5 steps per epoch; 400 steps = 53 epochs"."""
+    """What the chosen steps mean: "30 pictures x 1 repeat, batch 4 = 8 steps per epoch; 400 steps = 50 epochs".
+
+    The last batch of an epoch has fewer pictures, as in the run. Pictures of several sizes make a few batches more.
+    """
     training = config.training
-    per_step = training.batch_size * training.gradient_accumulation_steps
-    per_epoch = (size.samples + size.prior) / per_step
+    per_epoch = math.ceil((size.samples + size.prior) / training.batch_size) / training.gradient_accumulation_steps
     batch = f"batch {training.batch_size}"
     if training.gradient_accumulation_steps > 1:
         batch += f" x {training.gradient_accumulation_steps} accumulated"

@@ -124,7 +124,8 @@ def run_detail(progress: Progress) -> dict[str, Any]:
         "id": progress.run_id,
         "word": look.word,
         "tone": look.tone,
-        "headline": headline(progress),
+        # a failed run tells why just below
+        "headline": f"at step {progress.step}" if progress.state is RunState.FAILED else headline(progress),
         "percent": percent(progress),
         "active": progress.state.is_active,
         "failed": progress.state is RunState.FAILED,

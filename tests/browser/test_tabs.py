@@ -93,6 +93,14 @@ def test_every_setting_can_be_found_changed_and_put_back(watched: Watch, server:
     page.locator("#set-lora-rank input").fill("31")
     changed = page.locator(".sl-changes li", has_text="Rank: 16")
     expect(changed).to_contain_text("31")
+    for word, found in (
+        ("vram", "training-gradient-checkpointing"),
+        ("holdout", "validation-split"),
+        ("lr", "embedding-learning-rate"),
+    ):
+        page.locator("#setting-find").fill(word)
+        expect(page.locator(f"#set-{found}")).to_be_visible()
+        expect(page.locator("#set-lora-rank")).to_be_hidden()
     page.locator("#setting-find").fill("nothing has these words")
     expect(page.get_by_text("No setting has these words.")).to_be_visible()
     changed.get_by_role("button", name="Reset Rank to 16").click()
@@ -129,7 +137,7 @@ def test_the_form_survives_a_reload_and_tells_what_it_means(watched: Watch, serv
     expect(page.locator("#set-training-max-train-steps input")).to_have_value("1130")
     plan = page.locator("#view-form .sl-message")
     expect(plan).to_contain_text(
-        "30 pictures x 1 repeat (8 more held out to measure the loss), batch 4 = 7.5 steps per epoch; 1130 steps = 151 epochs"
+        "30 pictures x 1 repeat (8 more held out to measure the loss), batch 4 = 8 steps per epoch; 1130 steps = 141 epochs"
     )
     page.reload()
     expect(page.locator("#set-name input")).to_have_value("kept_over_reload")

@@ -89,6 +89,21 @@ def test_groups_take_out_what_they_say(group: Removal) -> None:
     assert METADATA.keys() - after.keys() == REMOVED[group]
 
 
+PATHS = ["/tmp/x.png", '{"dir": "/srv/data/b"}', "made in /opt/x with care", "/Volumes/My Disk/x", "/var/lib/y"]
+PATHS += ["file:///home/a", "D:/x", "C:\\\\x", "\\\\\\\\host\\\\x", "~/x"]
+
+
+@pytest.mark.parametrize("text", PATHS)
+def test_texts_with_a_path_are_personal(text: str) -> None:
+    assert "ss_note" not in edited({"ss_note": text, "ss_x": "1"}, Edit(groups=[Removal.PERSONAL]), "x")
+
+
+@pytest.mark.parametrize("text", ["https://a.b/c/d", "stable-diffusion-v1/lora", "1/2", "and/or", "s://x", "/sdapi"])
+def test_texts_without_a_path_stay(text: str) -> None:
+    kept = edited({"ss_note": text, "ss_session_id": "1"}, Edit(groups=[Removal.PERSONAL]), "x")
+    assert kept["ss_note"] == text and "ss_session_id" not in kept
+
+
 def test_single_entries_and_patterns() -> None:
     after = edited(METADATA, Edit(entries=["ss_note", "ss_win*"]), "x")
     assert METADATA.keys() - after.keys() == {"ss_note", "ss_windows"}

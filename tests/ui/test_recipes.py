@@ -42,7 +42,7 @@ def test_changes_name_both_values() -> None:
 def test_the_plan_is_told_in_pictures_and_epochs() -> None:
     config = parse_config({"training": {"max_train_steps": 400, "batch_size": 4}})
     line = plan_line(config, Size(30, 30), None)
-    assert line == "30 pictures x 1 repeat, batch 4 = 7.5 steps per epoch; 400 steps = 53.3 epochs"
+    assert line == "30 pictures x 1 repeat, batch 4 = 8 steps per epoch; 400 steps = 50 epochs"
     assert plan_line(config, Size(30, 47), None).startswith("30 pictures seen 47 times, batch 4"), (
         "folders with repeats"
     )

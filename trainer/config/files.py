@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -22,6 +23,22 @@ from trainer.config.migrate import migrated
 from trainer.config.schema import Section, TrainConfig
 
 MAX_CONFIG_BYTES = 1_000_000
+REASONS = {
+    "int_from_float": "and has to be a whole number",
+    "int": "which is no whole number",
+    "float": "which is no number",
+    "finite_number": "which is no finite number",
+    "bool": "which is neither true nor false",
+    "string_type": "which is no text",
+    "list_type": "which is no list",
+    "tuple_type": "which is no list",
+    "model_type": "which is no section of settings",
+    "dict_type": "which is no table of names and values",
+    "enum": "which is none of the choices",
+    "greater_than": "which is too small",
+    "less_than": "which is too large",
+}
+"""What is wrong with a value, by the beginning of pydantic's type of the error."""
 
 
 @dataclass(frozen=True)
@@ -159,11 +176,16 @@ def _faults(detail: Any) -> list[Fault]:
     setting = known.get(name)
     shown = json.dumps(value, ensure_ascii=False, default=str)
     shown = shown if len(shown) <= 80 else shown[:77] + "..."
-    reason = detail["msg"][0].lower() + detail["msg"][1:]
+    allowed = f" Allowed: {setting.range_text}." if setting and setting.range_text else ""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return [Fault(name, f"{name} is empty.{allowed}{f' {setting.help}' if setting and not allowed else ''}")]
+    reason = next((words for kind, words in REASONS.items() if detail["type"].startswith(kind)), "")
+    if isinstance(value, float) and math.isnan(value):
+        reason = REASONS["float"]
+    reason = reason or f"but {detail['msg'][0].lower()}{detail['msg'][1:]}"
     if detail["type"] == "string_pattern_mismatch":
         return [Fault(name, f"{name} is {shown}, which does not fit. {setting.help if setting else reason}")]
-    allowed = f" Allowed: {setting.range_text}." if setting and setting.range_text else ""
-    return [Fault(name, f"{name} is {shown}, but {reason}.{allowed}")]
+    return [Fault(name, f"{name} is {shown}, {reason}.{allowed}")]
 
 
 def _sections() -> set[str]:

@@ -15,11 +15,13 @@ from torch import Tensor
 
 from security.errors import SafelightError
 from security.weights import WeightsHeader, check_safetensors
+from trainer.demo import BASE_DIR
 from trainer.lora_files import checkpoint_names as single_file
 from trainer.lora_files.names import TEXT_ENCODERS, UNET, Place, canonical
 from trainer.lora_files.streaming import WeightsReader
 from trainer.models.detect import Detected, detect
 from trainer.models.files import WEIGHT_SUFFIX
+from trainer.models.library import DEMO_NAME
 
 PARTS = (UNET, *TEXT_ENCODERS)
 _TABLES = ("token_embedding", "position_embedding")
@@ -71,6 +73,8 @@ class Checkpoint:
     @property
     def name(self) -> str:
         """What people call it: without its place and ending."""
+        if self.path == BASE_DIR:
+            return DEMO_NAME
         return self.path.stem if self.path.is_file() else self.path.name
 
     def modules(self) -> Iterator[Place]:

@@ -51,10 +51,10 @@ _PERSONAL = (
     *("safelight_dataset_sha256", "ss_bucket_info", "modelspec.merged_from", "safelight_merged", "safelight_extracted"),
 )
 _TRAINING = ("ss_*", "safelight_*")
-_PATH = re.compile(
-    r"(?:^|[\s\"'(=,:\[])(?:/(?:home|Users|root|mnt|media|workspace|content|data)/|[A-Za-z]:[\\/]|\\\\|~/)"
-)
-"""What looks like a path of somebody's machine, wherever it stands in a text."""
+_PATH = re.compile(r"(?:^|[\s\"'(=,:\[])(?:/[^\s/\"',]+/[^\s/]|[A-Za-z]:[\\/](?!/)|file:/|\\\\|~/)")
+"""What looks like a path of somebody's machine, wherever it stands in a text: two parts below the root, a drive, a share, a
+home. An address such as https://a/b is none.
+"""
 
 
 class Removal(StrEnum):

@@ -201,7 +201,11 @@ def make_estimate(
     draws = num_due(steps, sample.every_n_steps, first=True, last=True) * len(sample.prompts)
     looks = num_due(steps, config.validation.every_n_steps, first=True, last=True)
     looks *= found.num_measured
-    saves = num_due(steps, save.every_n_steps, first=False, last=True)
+    on_the_way = num_due(steps, save.every_n_steps, first=False, last=False)
+    # at the most: each measurement may be the best so far
+    bests = num_due(steps, config.validation.every_n_steps, first=False, last=True)
+    bests = bests if looks and config.validation.keep_best else 0
+    saves, kept = on_the_way + bests + 1, min(on_the_way, save.keep_last_loras or on_the_way)
     time_parts = {
         "loading": sum(taken for phase, taken in seconds.items() if not phase.startswith("Encoding")),
         "encoding pictures": 0.0
@@ -213,8 +217,8 @@ def make_estimate(
         "saving": saves * found.save_seconds,
     }
     disk_parts = {
-        "checkpoints": min(saves, save.keep_last) * found.checkpoint_bytes,
-        "LoRA files": saves * found.lora_bytes,
+        "checkpoints": (min(saves, save.keep_last) + min(bests, 1)) * found.checkpoint_bytes,
+        "LoRA files": (kept + min(bests, 1) + 1) * found.lora_bytes,
         "samples": draws * found.sample_bytes,
     }
     memory_total = found.memory_total or psutil.virtual_memory().total

@@ -3,6 +3,30 @@
   "use strict";
   const { h, redraw, open_dialog, copy, save_as } = window.safelight;
 
+  /** What other tools and people call things, and the words of the settings for it. */
+  const OTHER_WORDS = {
+    vram: ["memory"],
+    ram: ["memory"],
+    oom: ["memory"],
+    lr: ["learning rate"],
+    holdout: ["held-out", "held out"],
+    eval: ["held-out", "held out"],
+    evaluation: ["held-out", "held out"],
+    epochs: ["epoch", "steps"],
+    network_dim: ["lora rank"],
+    dim: ["rank"],
+    network_alpha: ["lora alpha"],
+    trigger: ["embedding word"],
+    te: ["text encoder"],
+    clip: ["text encoder", "max grad norm"],
+    preview: ["sample"],
+    previews: ["sample"],
+    regularization: ["regularisation"],
+    class_images: ["regularisation"],
+    fp8: ["precision"],
+    resume: ["continue"],
+  };
+
   window.safelight.define("form", ({ element, trigger, watch, props }) => {
     const plan = h("p", { class: "sl-message", role: "status" });
     const rates = h("div", { id: "planned-rates" });
@@ -28,13 +52,13 @@
     });
 
     find.addEventListener("input", () => {
-      const words = find.value.toLowerCase().split(/\s+/).filter(Boolean);
+      const words = find.value.toLowerCase().split(/\s+/).filter(Boolean).map((word) => [word, word.replaceAll(/[._]/g, "-"), ...(OTHER_WORDS[word] || [])]);
       let found = 0;
       for (const section of all().querySelectorAll(".sl-section")) {
         let here = 0;
         for (const block of section.querySelectorAll(".block[id^=set-]")) {
           const text = `${block.id.replaceAll("-", " ")} ${block.id} ${section.id} ${block.textContent}`.toLowerCase();
-          const fits = words.every((word) => text.includes(word) || text.includes(word.replaceAll(/[._]/g, "-")));
+          const fits = words.every((ways) => ways.some((way) => text.includes(way)));
           block.toggleAttribute("data-filtered", !fits);
           here += fits;
         }

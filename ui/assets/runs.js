@@ -216,14 +216,14 @@
           "tr",
           {},
           h("th", { scope: "row" }, file.name, " ", file.recommended ? h("span", { class: "sl-chip sl-good" }, "Recommended") : null),
-          h("td", {}, String(file.step)),
-          h("td", {}, file.size, hash_button(file)),
-          h("td", {}, file.fits, file.unfit.length ? h("ul", { class: "sl-notes sl-muted" }, file.unfit.map((text) => h("li", {}, text))) : null),
+          h("td", { "data-label": "Step" }, String(file.step)),
+          h("td", { "data-label": "Size" }, file.size, hash_button(file)),
+          h("td", { "data-label": "For" }, file.fits, file.unfit.length ? h("ul", { class: "sl-notes sl-muted" }, file.unfit.map((text) => h("li", {}, text))) : null),
           h("td", {}, h("a", { class: "sl-button", href: file.url, download: file.name, "aria-label": `Download ${file.name}` }, "Download")),
         );
       const head = ["File", "Step", "Size", "For", ""].map((name) => (name ? h("th", { scope: "col" }, name) : h("td", {})));
       return [
-        h("div", { class: "sl-scroll" }, h("table", { class: "sl-table sl-files" }, h("thead", {}, h("tr", {}, head)), h("tbody", {}, run.files.map(row)))),
+        h("div", { class: "sl-scroll" }, h("table", { class: "sl-table sl-files sl-stack" }, h("thead", {}, h("tr", {}, head)), h("tbody", {}, run.files.map(row)))),
         h(
           "p",
           { class: "sl-muted" },
