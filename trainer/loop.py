@@ -29,7 +29,7 @@ from trainer.rebuild_record import record_results, record_run
 from trainer.resume import capture
 from trainer.room import insist_on_writing, try_to_write
 from trainer.runs import BEST_ENDING, RunFolder
-from trainer.sampling import draw
+from trainer.sampling import draw, drawn_together
 from trainer.setup import Emit, Run, StoppedEarly, prepare, steps_per_epoch
 from trainer.validation import early_end, held_out_facts, kept_steps, measurements_of, validated
 from trainer.workspace import Workspace
@@ -161,28 +161,26 @@ def draw_samples(run: Run, emit: Emit, control: Control) -> None:
 def _draw_prompts(run: Run, emit: Emit, control: Control) -> None:
     settings = run.config.sample
     prompts = run.prompts.of_samples(settings)
-    for index, prompt in enumerate(settings.prompts):
-        image = draw(
+    for indices in drawn_together(settings):
+        images = draw(
             run.family,
             run.components,
             run.noise_schedule,
             settings,
             prompts,
-            index=index,
+            indices=indices,
             interrupted=lambda: control.ends,
         )
-        if image is None:
-            break
-        path = run.folder.samples_dir / f"step-{run.step:08d}-{index:02d}.png"
-        picture = io.BytesIO()
-        image.save(picture, "PNG")
-        if not try_to_write(partial(replace_file, path, picture.getvalue()), path.name, path.parent, emit):
-            break
-        emit(
-            events.SampleSaved(
-                run.step, index, prompt, settings.seed + index, path.relative_to(run.folder.path).as_posix()
-            )
-        )
+        for index, image in zip(indices, images, strict=False):
+            path = run.folder.samples_dir / f"step-{run.step:08d}-{index:02d}.png"
+            picture = io.BytesIO()
+            image.save(picture, "PNG")
+            if not try_to_write(partial(replace_file, path, picture.getvalue()), path.name, path.parent, emit):
+                return
+            name = path.relative_to(run.folder.path).as_posix()
+            emit(events.SampleSaved(run.step, index, settings.prompts[index], settings.seed + index, name))
+        if not images:
+            return
 
 
 def save(run: Run, emit: Emit, *, stem: str) -> None:

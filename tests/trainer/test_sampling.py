@@ -53,8 +53,7 @@ def draw(
 ) -> Image.Image:
     prompts = encoded(family, components, settings, clip_skip)
     schedule = family.schedule(components, ModelConfig())
-    image = sampling.draw(family, components, schedule, settings, prompts, index=index)
-    assert image is not None
+    (image,) = sampling.draw(family, components, schedule, settings, prompts, indices=[index])
     return image
 
 
@@ -106,6 +105,30 @@ def test_samples_use_the_noise_levels_of_training_from_the_last_one_on(
     scheduler = family.build_pipeline(components, schedule).scheduler
     torch.testing.assert_close(scheduler.alphas_cumprod, schedule.alphas_cumprod, rtol=1e-5, atol=1e-6)
     assert scheduler.config.prediction_type == SCHEDULES[name]["prediction_type"]
+
+
+@pytest.mark.parametrize("guidance_scale", [5.0, 1.0])
+def test_pictures_of_one_batch_are_those_that_are_drawn_alone(
+    family: ModelFamily, folder: Path, guidance_scale: float
+) -> None:
+    components = load(family, folder)
+    settings = SETTINGS.model_copy(update={"prompts": (*SETTINGS.prompts, "a cat"), "guidance_scale": guidance_scale})
+    schedule = family.schedule(components, ModelConfig())
+    prompts = encoded(family, components, settings)
+    together = sampling.draw(family, components, schedule, settings, prompts, indices=range(3))
+    for index, picture in enumerate(together):
+        assert difference(picture, draw(family, components, settings, index=index)) <= 1
+    assert difference(together[0], together[2]) > 5
+
+
+def test_small_pictures_are_drawn_together_and_large_ones_alone() -> None:
+    settings = SETTINGS.model_copy(update={"prompts": ("x",) * 20, "width": 64, "height": 64})
+    assert sampling.drawn_together(settings) == [range(16), range(16, 20)]
+    large = settings.model_copy(update={"width": 512})
+    assert sampling.drawn_together(large)[:2] == [range(2), range(2, 4)]
+    larger = large.model_copy(update={"height": 512})
+    assert [len(one) for one in sampling.drawn_together(larger)] == [1] * 20
+    assert sampling.drawn_together(settings.model_copy(update={"prompts": ()})) == []
 
 
 def test_every_schedule_gives_its_own_picture(family: ModelFamily, folder: Path) -> None:
@@ -195,8 +218,8 @@ def test_text_encoders_are_not_needed_once_the_prompts_are_encoded(family: Model
     prompts = encoded(family, components)
     components.text_encoders = [None] * len(components.text_encoders)
     schedule = family.schedule(components, ModelConfig())
-    image = sampling.draw(family, components, schedule, SETTINGS, prompts, index=0)
-    assert image is not None and difference(image, expected) == 0
+    (image,) = sampling.draw(family, components, schedule, SETTINGS, prompts, indices=[0])
+    assert difference(image, expected) == 0
 
 
 def test_drawing_ends_when_it_is_interrupted(family: ModelFamily, folder: Path) -> None:
@@ -209,5 +232,5 @@ def test_drawing_ends_when_it_is_interrupted(family: ModelFamily, folder: Path) 
         asked.append(1)
         return len(asked) == 3
 
-    assert sampling.draw(family, components, schedule, SETTINGS, prompts, index=0, interrupted=interrupted) is None
+    assert sampling.draw(family, components, schedule, SETTINGS, prompts, indices=[0], interrupted=interrupted) == []
     assert len(asked) == 3

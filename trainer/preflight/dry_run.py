@@ -20,7 +20,7 @@ from trainer.dataset.batches import Sample
 from trainer.device import autocast, peak_memory
 from trainer.loop import save
 from trainer.randomness import derive_seed
-from trainer.sampling import draw, evaluation
+from trainer.sampling import draw, drawn_together, evaluation
 from trainer.setup import Emit, Run
 from trainer.step import condition, train_step
 from trainer.validation import picture_losses
@@ -124,7 +124,7 @@ def _time_steps(run: Run) -> tuple[float, float]:
 
 
 def _time_sample(run: Run) -> tuple[float, int]:
-    """Seconds and bytes of one sample, from drawings of one and of three inference steps."""
+    """Seconds and bytes of one sample, from drawings of one batch in one and in three inference steps."""
     settings = run.config.sample
     if not settings.prompts:
         return 0.0, 0
@@ -133,7 +133,8 @@ def _time_sample(run: Run) -> tuple[float, int]:
     short, long = (_time_drawing(run, replace_steps(settings, steps), prompts) for steps in (1, 3))
     run.components.vae.to("cpu")
     each = max(0.0, (long - short) / 2)
-    return short + each * (settings.num_inference_steps - 1), 3 * settings.width * settings.height
+    seconds = short + each * (settings.num_inference_steps - 1)
+    return seconds / len(drawn_together(settings)[0]), 3 * settings.width * settings.height
 
 
 def replace_steps(settings: SampleConfig, steps: int) -> SampleConfig:
@@ -144,7 +145,7 @@ def replace_steps(settings: SampleConfig, steps: int) -> SampleConfig:
 def _time_drawing(run: Run, settings: SampleConfig, prompts: Any) -> float:
     _wait(run.device)
     began = time.perf_counter()
-    draw(run.family, run.components, run.noise_schedule, settings, prompts, index=0)
+    draw(run.family, run.components, run.noise_schedule, settings, prompts, indices=drawn_together(settings)[0])
     _wait(run.device)
     return time.perf_counter() - began
 
