@@ -55,7 +55,19 @@ class RunMonitor:
 
     def run_action(self, argument: Any = None) -> dict[str, Any]:
         """Does what a button of a run says."""
-        return run_action(self.services, text_of(argument, "run"), text_of(argument, "action"))
+        run_id, action = text_of(argument, "run"), text_of(argument, "action")
+        if action == "extend":
+            return _extend(self.services, run_id, argument.get("steps"))
+        return run_action(self.services, run_id, action)
+
+
+def _extend(services: Services, run_id: str, steps: Any) -> dict[str, Any]:
+    """Lets a run go on from its last checkpoint to another number of steps."""
+    done = services.jobs.progress(run_id).checkpoint_step or 0
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps <= done:
+        raise ShownError(f"The number of steps is {steps}. It has to be over {done}, where {run_id} goes on from.")
+    services.jobs.resume(run_id, {"training.max_train_steps": steps})
+    return {"text": f"{run_id} goes on to step {steps}."}
 
 
 def _retry(services: Services, run_id: str) -> None:

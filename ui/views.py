@@ -30,7 +30,7 @@ class StateLook:
     actions: tuple[str, ...]
 
 
-_OVER = ("resume", "again", "delete")
+_OVER = ("resume", "extend", "again", "delete")
 STATES: dict[RunState, StateLook] = {
     RunState.WAITING: StateLook("Waiting", "quiet", "…", ("cancel",)),
     RunState.PREPARING: StateLook("Preparing", "busy", "…", ("stop",)),
@@ -38,7 +38,7 @@ STATES: dict[RunState, StateLook] = {
     RunState.STOPPING: StateLook("Stopping", "busy", "…", ()),
     RunState.PAUSED: StateLook("Paused", "busy", "Ⅱ", _OVER),
     RunState.STOPPED: StateLook("Stopped", "quiet", "■", _OVER),
-    RunState.FINISHED: StateLook("Finished", "good", "✓", ("again", "delete")),
+    RunState.FINISHED: StateLook("Finished", "good", "✓", ("extend", "again", "delete")),
     RunState.FAILED: StateLook("Failed", "bad", "✗", _OVER),
     RunState.INTERRUPTED: StateLook("Interrupted", "busy", "!", _OVER),
 }
@@ -62,6 +62,8 @@ def headline(progress: Progress) -> str:
         case RunState.TRAINING:
             if step == progress.first_step == 0:
                 return "before the first step: measuring and drawing samples"
+            if step == total:
+                return f"all {total} steps are done: measuring, saving and drawing the last samples"
             parts = [f"step {step} of {total}", f"{percent(progress)}%"]
             if progress.eta_seconds is not None:
                 parts.append(f"{duration(progress.eta_seconds)} left")
@@ -96,7 +98,7 @@ def title(progress: Progress | None) -> str:
     if progress is None:
         return "Safelight"
     mark = f"{percent(progress)}%" if progress.state is RunState.TRAINING else STATES[progress.state].mark
-    return f"{mark} {progress.name} - Safelight"
+    return f"{mark} {progress.run_id} - Safelight"
 
 
 def run_row(progress: Progress) -> dict[str, Any]:
@@ -117,7 +119,8 @@ def run_row(progress: Progress) -> dict[str, Any]:
 def run_detail(progress: Progress) -> dict[str, Any]:
     """Everything of one run but its loss curve, log and settings."""
     look = STATES[progress.state]
-    actions = [action for action in look.actions if action != "resume" or progress.can_resume]
+    wanted = {"resume": progress.can_resume, "extend": bool(progress.checkpoint_step)}
+    actions = [action for action in look.actions if wanted.get(action, True)]
     if progress.state is RunState.FAILED and progress.astray is not None and progress.astray.setting:
         actions.insert(0, "retry")
     return {
@@ -132,6 +135,7 @@ def run_detail(progress: Progress) -> dict[str, Any]:
         "message": _what_to_do(progress),
         "warnings": list(progress.warnings),
         "actions": [[action, _label(action, progress)] for action in actions],
+        "primary": _primary(actions, progress),
         "facts": _facts(progress),
         "loss_text": loss_text(progress),
         "notice": progress.notice,
@@ -147,7 +151,15 @@ def run_detail(progress: Progress) -> dict[str, Any]:
             "rebuild": run_url(progress.run_id, "rebuild.json") if progress.total_steps else "",
         },
         "step": progress.step,
+        "total": progress.total_steps,
     }
+
+
+def _primary(actions: list[str], progress: Progress) -> str:
+    """The action that leads on; a run that failed before its first checkpoint would mostly fail in the same way again."""
+    if "retry" in actions:
+        return "retry"
+    return "again" if progress.state is RunState.FAILED and not progress.checkpoint_step else "resume"
 
 
 def _label(action: str, progress: Progress) -> str:
@@ -159,6 +171,7 @@ def _label(action: str, progress: Progress) -> str:
         how = f"Go on from step {back}" if back else "Try again"
         return f"{how} with {setting_in_words(progress.astray.setting, progress.astray.value)}"
     return {
+        "extend": "Go on to another number of steps",
         "pause": "Pause",
         "stop": "Stop and save",
         "save_now": "Save now",
@@ -310,6 +323,7 @@ def _file(run_id: str, saved: Any) -> dict[str, Any]:
         "size": gigabytes(saved.num_bytes),
         "fits": programs_in_words(saved.loads_in) if saved.loads_in else older,
         "unfit": list(dict.fromkeys(sentence for sentence in saved.loads_in.values() if sentence)),
+        "usable": not saved.loads_in or "" in saved.loads_in.values(),
         "is_word": saved.key_format == "embedding",
         "sha256": saved.sha256,
         "url": run_url(run_id, saved.path),
@@ -346,7 +360,7 @@ def strip_values(progress: Progress | None, num_waiting: int) -> dict[str, Any]:
         "word": look.word,
         "tone": look.tone,
         "title": title(progress),
-        "name": progress.name if progress else "",
+        "name": progress.run_id if progress else "",
         "run": progress.run_id if progress else "",
         "headline": headline(progress) if progress else "Nothing is training",
         "percent": percent(progress) if progress else 0,

@@ -46,6 +46,21 @@ def test_a_run_is_seen_from_everywhere_and_stopped_from_a_phone(
     expect(page.get_by_role("link", name="Download everywhere.safetensors")).to_be_visible()
     assert (server.workspace / "runs" / "everywhere" / "everywhere.safetensors").is_file()
 
+    page.get_by_role("button", name="Go on to another number of steps").click()
+    dialog = page.locator("dialog[open]")
+    done = re.search(r"Step (\d+) of 5000 is done", dialog.inner_text())
+    assert done
+    for bad in ("1", "", "2.5", "-3"):
+        dialog.get_by_label("Steps in all").fill(bad)
+        dialog.get_by_role("button", name="Go on", exact=True).click()
+        expect(dialog.get_by_role("alert")).to_contain_text("The number of steps is")
+    dialog.get_by_label("Steps in all").fill(str(int(done[1]) + 2))
+    dialog.get_by_role("button", name="Go on", exact=True).click()
+    expect(dialog).to_have_count(0)
+    wait_for_state(page, "Finished")
+    assert any(f"step {int(done[1]) + 2}/{int(done[1]) + 2}" in line for line in log_lines(page))
+    expect(page.get_by_role("button", name="Go on to another number of steps")).to_be_visible()
+
 
 def test_a_second_run_waits_and_can_be_taken_back(
     watched: Watch, server: Served, settings_file: Callable[..., Path]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -107,6 +108,31 @@ def test_every_setting_can_be_found_changed_and_put_back(watched: Watch, server:
     expect(changed).to_have_count(0)
     page.locator("#setting-find").fill("")
     expect(page.locator("#set-lora-rank input")).to_have_value("16")
+
+
+def test_pasted_text_counts_like_typed_text(watched: Watch, server: Served) -> None:
+    page = watched(server.address + "/?tab=train")
+    name = page.locator("#set-name input, #set-name textarea")
+    plan = page.locator("#panel-train .sl-message").first
+    expect(plan).to_contain_text("steps per epoch")
+    name.fill("two words")  # as a paste: one change without a key
+    expect(plan).to_contain_text('name is "two words"')
+    name.fill("one")
+    expect(plan).to_contain_text("steps per epoch")
+    page.reload()
+    expect(name).to_have_value("one")
+
+
+def test_a_message_is_readable_and_closable_over_a_dialog(watched: Watch, server: Served) -> None:
+    page = watched(server.address + "/?tab=train")
+    page.evaluate("safelight.open_dialog('Some dialog', 'text'); safelight.notify('It broke.', 'bad')")
+    page.locator("#sl-notices").get_by_role("button", name="Close").click(timeout=5000)
+    expect(page.locator(".sl-notice")).to_have_count(0)
+    page.evaluate("safelight.notify('It broke again.', 'bad')")
+    page.keyboard.press("Escape")
+    expect(page.locator("dialog")).to_have_count(0)
+    expect(page.locator(".sl-notice")).to_have_text(re.compile("It broke again"))
+    page.get_by_role("button", name="Import", exact=True).click(trial=True, timeout=5000)
 
 
 def test_a_setting_without_effect_is_told_at_its_field(watched: Watch, server: Served) -> None:

@@ -35,7 +35,7 @@ def test_the_change_is_a_button_that_lets_the_run_go_on_with_it(services: Servic
     folder = astray_run(services)
     shown = run_detail(services.jobs.progress("mira"))
     assert shown["actions"][0] == ["retry", "Go on from step 40 with learning rate 3e-05"]
-    assert [action for action, _ in shown["actions"]] == ["retry", "resume", "again", "delete"]
+    assert [action for action, _ in shown["actions"]] == ["retry", "resume", "extend", "again", "delete"]
     assert run_action(services, "mira", "retry") == {"text": "mira goes on with the change."}
     assert folder.config().optimizer.learning_rate == 3e-5
     assert services.jobs.wait(30)

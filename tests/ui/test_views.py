@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from typing import Any
 
 import pytest
 
@@ -36,7 +37,7 @@ def test_every_state_has_its_words(state: RunState) -> None:
 def test_a_training_run_says_step_share_time_and_loss() -> None:
     progress = Progress("r", "mira", RunState.TRAINING, step=533, total_steps=1200, eta_seconds=480, loss=0.117)
     assert headline(progress) == "step 533 of 1200 · 44% · 8 min left · loss 0.1170"
-    assert title(progress) == "44% mira - Safelight"
+    assert title(progress) == "44% r - Safelight"
 
 
 def test_what_can_be_done_depends_on_the_state() -> None:
@@ -48,8 +49,29 @@ def test_what_can_be_done_depends_on_the_state() -> None:
     assert actions(RunState.WAITING) == ["cancel"]
     assert actions(RunState.STOPPING) == []
     assert actions(RunState.FINISHED) == ["again", "delete"]
+    assert actions(RunState.FINISHED, checkpoint_step=3) == ["extend", "again", "delete"]
+    assert actions(RunState.PAUSED, checkpoint_step=3) == ["resume", "extend", "again", "delete"]
     for state in (RunState.PAUSED, RunState.STOPPED, RunState.FAILED, RunState.INTERRUPTED):
         assert actions(state) == ["resume", "again", "delete"]
+
+
+def test_the_first_button_is_what_leads_on() -> None:
+    def primary(state: RunState, **facts: Any) -> str:
+        return run_detail(Progress("r", "r", state, can_resume=True, **facts))["primary"]
+
+    assert primary(RunState.PAUSED, checkpoint_step=3) == "resume"
+    assert primary(RunState.FAILED, checkpoint_step=3) == "resume"
+    assert primary(RunState.FAILED) == "again"
+    astray = events.WentAstray(3, ["a.png"], "unet", "too high", "optimizer.learning_rate", 1e-4, None)
+    assert primary(RunState.FAILED, astray=astray) == "retry"
+
+
+def test_a_failed_run_tells_its_reason_once_and_the_end_says_what_is_done() -> None:
+    failed = run_detail(Progress("r", "r", RunState.FAILED, message="it broke", step=3, total_steps=10))
+    assert failed["headline"] == "at step 3" and failed["message"] == "it broke"
+    last = Progress("r-2", "r", RunState.TRAINING, step=10, total_steps=10, eta_seconds=0.0)
+    assert headline(last) == "all 10 steps are done: measuring, saving and drawing the last samples"
+    assert strip_values(last, 0)["name"] == "r-2", "the run's own name, as in the list"
 
 
 def test_an_old_run_is_shown_whole(services: Services) -> None:

@@ -128,8 +128,12 @@
     let region = document.getElementById("sl-notices");
     if (!region) {
       region = h("div", { id: "sl-notices", role: "region", "aria-label": "Messages" });
-      document.body.append(region);
+      // what lies at the end of the page can be scrolled from under it
+      new ResizeObserver(() => (document.body.style.paddingBottom = region.children.length ? `${region.offsetHeight + 32}px` : "")).observe(region);
     }
+    const dialog = [...document.querySelectorAll("dialog[open]")].at(-1); // what is not in it can't be clicked while it is open
+    (dialog || document.body).append(region);
+    dialog?.addEventListener("close", () => document.body.append(region), { once: true });
     const notice = h("div", { class: `sl-notice sl-${tone}`, role: tone === "bad" ? "alert" : "status" }, h("p", {}, text));
     notice.append(h("button", { type: "button", class: "sl-button", onclick: () => notice.remove() }, "Close"));
     region.append(notice);

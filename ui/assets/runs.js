@@ -1,7 +1,7 @@
 // The Runs tab: the list, and one run in five views. A live run, a reloaded page and an old run are the same to it.
 (() => {
   "use strict";
-  const { h, setText, redraw, poll, call, act, confirm_dialog, copy, remember, loss_curve, sample_rows } = window.safelight;
+  const { h, setText, redraw, poll, call, act, confirm_dialog, open_dialog, notify, copy, remember, loss_curve, sample_rows } = window.safelight;
   const PARTS = [
     ["live", "Live"],
     ["samples", "Samples"],
@@ -161,13 +161,12 @@
       config_link.href = run.links.config;
     }
 
-    const KINDS = { stop: "sl-stop", delete: "sl-stop", resume: "sl-primary", retry: "sl-primary" };
-
     function action_button(run, [action, label]) {
       const pressed = () => press(run, action);
+      const kind = action === run.primary ? "sl-primary" : ["stop", "delete"].includes(action) ? "sl-stop" : "";
       return h(
         "button",
-        { type: "button", class: `sl-button ${KINDS[action] || ""}`, "data-key": action, "aria-label": `${label}: ${run.id}`, onclick: pressed },
+        { type: "button", class: `sl-button ${kind}`, "data-key": action, "aria-label": `${label}: ${run.id}`, onclick: pressed },
         label,
       );
     }
@@ -182,10 +181,44 @@
         trigger("again", { run: run.id });
         return;
       }
+      if (action === "extend") {
+        extend(run);
+        return;
+      }
       if (action === "delete" && !(await confirm_dialog(`Delete ${run.id} with its samples and LoRA files?`, "Delete"))) return;
       const answer = await act(server, "run_action", { run: run.id, action });
       if (answer && (action === "delete" || action === "cancel")) leave();
       look();
+    }
+
+    /** Asks for the number of steps, and lets the run go on to it. */
+    function extend(run) {
+      const field = h("input", { type: "number", class: "sl-field", id: "extend-steps", min: "1", step: "1", inputmode: "numeric", value: String(run.step < run.total ? run.total : run.total + Math.ceil(run.total / 2)) });
+      const fault = h("p", { class: "sl-message sl-bad", role: "alert", hidden: true });
+      const form = h(
+        "form",
+        { class: "sl-bar", novalidate: true },
+        h("label", { for: field.id }, "Steps in all", field),
+        h("button", { type: "submit", class: "sl-button sl-primary" }, "Go on"),
+      );
+      const told = `Step ${run.step} of ${run.total} is done. The learning rate follows its schedule over the new number of steps.`;
+      const dialog = open_dialog(`Go on with ${run.id}`, h("div", {}, h("p", {}, told), form, fault));
+      field.addEventListener("input", () => (fault.hidden = true));
+      form.addEventListener("submit", async (event) => {
+        event.preventDefault();
+        const steps = field.value.trim() && Number.isInteger(field.valueAsNumber) ? field.valueAsNumber : field.value;
+        try {
+          const answer = await call(server, "run_action", { run: run.id, action: "extend", steps });
+          dialog.close();
+          notify(answer.text);
+          look();
+        } catch (error) {
+          fault.textContent = error.told ? error.message : "Safelight does not answer. Is it still running?";
+          fault.hidden = false;
+          field.focus();
+        }
+      });
+      field.select();
     }
 
     function hash_button(file) {
@@ -224,12 +257,10 @@
       const head = ["File", "Step", "Size", "For", ""].map((name) => (name ? h("th", { scope: "col" }, name) : h("td", {})));
       return [
         h("div", { class: "sl-scroll" }, h("table", { class: "sl-table sl-files sl-stack" }, h("thead", {}, h("tr", {}, head)), h("tbody", {}, run.files.map(row)))),
-        h(
-          "p",
-          { class: "sl-muted" },
-          "ComfyUI: put the file into models/loras and load it with Load LoRA. A1111 and Forge: put it into models/Lora and pick it in the Lora tab.",
-        ),
-        run.files.some((file) => file.is_word)
+        run.files.some((file) => file.usable && !file.is_word)
+          ? h("p", { class: "sl-muted" }, "ComfyUI: put the file into models/loras and load it with Load LoRA. A1111 and Forge: put it into models/Lora and pick it in the Lora tab.")
+          : null,
+        run.files.some((file) => file.usable && file.is_word)
           ? h("p", { class: "sl-muted" }, "The file of a trained word goes into models/embeddings, where ComfyUI calls it embedding:WORD; in A1111 and Forge into embeddings, where the word alone calls it.")
           : null,
       ];

@@ -129,7 +129,10 @@ class TrainTab:
         fields = [
             field for name, field in form.fields.items() if name not in ("model.base", "training.max_train_steps")
         ]
-        gr.on([field.input for field in fields], self.look, watched, told, trigger_mode="always_last", **quiet)
+        typed = [field.input for field in fields]
+        # a text field's `input` comes with keys alone, not with what is pasted or dropped
+        typed += [field.change for field in fields if isinstance(field, gr.Textbox)]
+        gr.on(typed, self.look, watched, told, trigger_mode="always_last", **quiet)
         base = form.fields["model.base"]
         base.input(self.follow_model, {*watched, self.draft}, form.outputs, **quiet).then(
             self.look, watched, told, **quiet
