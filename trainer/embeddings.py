@@ -7,8 +7,7 @@ are: both only get something put before them that knows the word.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from security.errors import SafelightError
 from security.roots import replace_file
 from security.weights import check_safetensors
 from trainer.config.schema import EmbeddingConfig
+from trainer.dataset.own_word import pattern_of
 from trainer.families.base import Components
 from trainer.families.clip import prompt_ids, text_model
 
@@ -29,11 +29,6 @@ FOLDER = "embeddings"
 """Where a run's files with the vectors lie: programs call the word by the file's name, which may be that of the LoRA."""
 BOTH_ENCODERS = ("clip_l", "clip_g")
 """SDXL's names for the vectors of its two text encoders, in A1111's and ComfyUI's files."""
-
-
-def pattern_of(word: str) -> re.Pattern[str]:
-    """Finds the word in a prompt: whole, in capitals or not, as CLIP's tokenizers read it."""
-    return re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -133,16 +128,6 @@ def stop_word(components: Components) -> None:
     """Ends the vectors' learning for good: without a gradient no optimizer moves them."""
     for table in tables_of(components):
         table.added.requires_grad_(False)
-
-
-def refuse_unused(word: str, captions: Iterable[str]) -> None:
-    """Raises SafelightError if no caption holds the word, so that nothing of it would be learned."""
-    pattern = pattern_of(word)
-    if not any(pattern.search(caption) for caption in captions):
-        raise SafelightError(
-            f"embedding.word is {word}, but no caption holds it, so nothing of it would be learned. Set dataset.trigger_word "
-            f"to {word}, which puts it into every caption, or write it into the captions that it belongs to."
-        )
 
 
 def trained_words(components: Components) -> dict[str, dict[str, Tensor]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from security.errors import SafelightError
 from security.sandbox import confine_thread
+from trainer.adapters.kinds import refuse_other_file
 from trainer.config.schema import TrainConfig
 from trainer.config.sections import weighted_lora
 from trainer.dataset.sources import Source, find_held_out, find_sources
@@ -22,8 +23,8 @@ from trainer.workspace import Workspace
 class Inputs:
     """The base model and the datasets: those trained on and for regularisation, and what is held out, if anything.
 
-    `merge_first`: LoRAs for the base, each with its weight. `continue_from`: the LoRA to go on from; where it is gone,
-    `missing` says so, which matters only to a run that has no checkpoint yet.
+    `merge_first`: LoRAs for the base, each with its weight. `continue_from`: the LoRA to go on from; where it is gone
+    or of a kind that the run doesn't train, `fault` says so, which matters only to a run that has no checkpoint yet.
     """
 
     model: ModelFiles
@@ -31,7 +32,7 @@ class Inputs:
     held_out: Source | None
     merge_first: tuple[tuple[float, Path], ...] = ()
     continue_from: Path | None = None
-    missing: str = ""
+    fault: str = ""
 
     @property
     def folders(self) -> list[Path]:
@@ -49,14 +50,19 @@ def find_inputs(config: TrainConfig, workspace: Workspace) -> Inputs:
     merge_first = tuple(
         (weight, _lora(workspace, name)) for weight, name in map(weighted_lora, config.lora.merge_first)
     )
-    continue_from, missing = None, ""
+    continue_from, fault = None, ""
     if config.lora.continue_from:
         try:
             continue_from = _lora(workspace, config.lora.continue_from)
         except SafelightError as error:
-            missing = f"lora.continue_from is {config.lora.continue_from}. {error}"
+            fault = f"lora.continue_from is {config.lora.continue_from}. {error}"
+    if continue_from is not None:
+        try:
+            refuse_other_file(continue_from, config.lora.adapter)
+        except SafelightError as error:
+            fault = str(error)
     model = find_model(workspace, config.model.base)
-    return Inputs(model, sources, held_out, merge_first, continue_from, missing)
+    return Inputs(model, sources, held_out, merge_first, continue_from, fault)
 
 
 def _lora(workspace: Workspace, name: str) -> Path:

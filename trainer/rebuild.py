@@ -196,8 +196,8 @@ def check_rebuild(workspace: Workspace, recipe: Recipe, config: TrainConfig) -> 
     differences = [*_course_differences(recipe, config), *_version_differences(recipe), *_setting_differences(recipe)]
     try:
         inputs = find_inputs(config, workspace)
-        if inputs.missing:
-            raise SafelightError(inputs.missing)
+        if inputs.fault:
+            raise SafelightError(inputs.fault)
         plan = plan_dataset(workspace, config)
     except SafelightError as error:
         return Checked(config, recipe, (Difference(str(error), True), *differences), possible=False)

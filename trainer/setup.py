@@ -25,11 +25,12 @@ from trainer.dataset.cache import TensorCache
 from trainer.dataset.captions import changes_every_step, longest_caption
 from trainer.dataset.complaints import picture_complaints
 from trainer.dataset.manifest import changes_since, manifest_hash, run_manifest
+from trainer.dataset.own_word import refuse_unused
 from trainer.dataset.placing import place_alone, place_pictures
 from trainer.dataset.scan import Picture, scan_folder
 from trainer.dataset.sources import Role, Source
 from trainer.device import choose_device, choose_dtype, threads_for
-from trainer.embeddings import add_word, embedding_groups, refuse_unused
+from trainer.embeddings import add_word, embedding_groups
 from trainer.encoded import Prompts, encode_masks, encode_pictures
 from trainer.events import Event
 from trainer.families import get_family
@@ -135,6 +136,8 @@ def prepare(
         emit(events.Warned(inactive))
     for warning in learning_rate_warnings(config):
         emit(events.Warned(warning))
+    if inputs.fault and newest_good_checkpoint(folder.checkpoints_dir)[0] is None:
+        raise SafelightError(inputs.fault)
     preparation.phase("Reading pictures")
     scanned = [(source, _scan(config, source, emit)) for source in inputs.sources]
     held_out = [] if inputs.held_out is None else _scan(config, inputs.held_out, emit)
@@ -149,7 +152,8 @@ def prepare(
         progress=preparation.counting("Comparing pictures"),
     )
 
-    _refuse_unused_word(config, scanned)
+    own = [picture for source, some in divided.trained if source.role is Role.TRAINING for picture in some]
+    refuse_unused(config.embedding.word, config.dataset, own)
 
     preparation.phase("Loading the base model")
     device = choose_device(config.training.device)
@@ -233,17 +237,6 @@ def _refuse_leaks(training: list[Picture], held_out: list[Picture]) -> None:
             f"{len(leaks)} of the held-out pictures are also trained on (such as {leaks[0]}), so their loss would say nothing. "
             "Remove them from one of the two folders."
         )
-
-
-def _trained(scanned: list[tuple[Source, list[Picture]]]) -> list[tuple[Source, list[Picture]]]:
-    return [(source, pictures) for source, pictures in scanned if source.role is Role.TRAINING]
-
-
-def _refuse_unused_word(config: TrainConfig, scanned: list[tuple[Source, list[Picture]]]) -> None:
-    dataset = config.dataset
-    if config.embedding.word:
-        captions = [picture.prepared for _, pictures in _trained(scanned) for picture in pictures]
-        refuse_unused(config.embedding.word, [dataset.caption_prefix, dataset.caption_suffix, *captions])
 
 
 def _refuse_odd_sample_size(config: TrainConfig, step: int) -> None:
@@ -335,8 +328,6 @@ def _restore(run: Run, inputs: Inputs, emit: Emit) -> None:
         for sentence in restore(run, checkpoint):
             emit(events.Warned(sentence))
         return
-    if inputs.missing:
-        raise SafelightError(inputs.missing)
     if inputs.continue_from is not None:
         taken, anew = continue_from(run.components, run.family.name, inputs.continue_from)
         if anew:

@@ -11,13 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-from security.errors import Cancelled
-from tests.tiny import tiny_dataset, tiny_sd15
+from security.errors import Cancelled, SafelightError
+from tests.tiny import tiny_dataset, tiny_lora, tiny_sd15
 from tests.trainer.test_training import make_config, prepared
 from trainer import events
+from trainer.config.choices import AdapterName
 from trainer.config.files import parse_config
 from trainer.config.schema import TrainConfig
-from trainer.jobs import Jobs
+from trainer.inputs import find_inputs
+from trainer.jobs import Control, Jobs
 from trainer.preflight.check_run import Preflight, preflight, report_values
 from trainer.preflight.checks import Level
 from trainer.preflight.dry_run import probe_prediction
@@ -34,6 +36,7 @@ from trainer.preflight.estimates import (
     time_band,
 )
 from trainer.runs import RunFolder, RunState
+from trainer.setup import prepare
 from trainer.workspace import Workspace
 
 
@@ -108,6 +111,56 @@ def test_a_damaged_picture_a_small_one_and_one_without_caption_are_told(
     assert any("1 pictures have no caption file" in text for text in told)
 
 
+def test_a_word_of_ones_own_that_no_caption_holds_is_a_fault_without_a_dry_run(
+    base: Path, pictures: Path, workspace: Workspace
+) -> None:
+    config = make_config(base, pictures, embedding={"word": "sks7"})
+    with pytest.raises(SafelightError) as refused:
+        prepared(config, workspace)
+    result = quick(workspace, config)
+    assert [(one.text, one.setting) for one in result.faults] == [(str(refused.value), "embedding.word")]
+    assert "embedding.word is sks7, but no caption holds it" in str(refused.value)
+    caption = next(iter(sorted(pictures.glob("*.txt"))))
+    caption.write_text("a square, SKS7", encoding="utf-8")
+    assert not quick(workspace, config).faults
+
+
+def test_a_word_that_only_held_out_captions_hold_is_none_that_is_learned(
+    base: Path, pictures: Path, tmp_path: Path, workspace: Workspace
+) -> None:
+    held = tiny_dataset(tmp_path / "held", 1, seed=5)
+    for caption in held.glob("*.txt"):
+        caption.write_text("sks7", encoding="utf-8")
+    config = make_config(base, pictures, embedding={"word": "sks7"}, validation={"folder": str(held)})
+    assert any("no caption holds it" in text for text in texts(quick(workspace, config), Level.FAULT))
+
+
+@pytest.mark.parametrize("kind", [name for name in AdapterName if name is not AdapterName.LOCON])
+def test_a_lora_of_another_kind_to_go_on_from_is_a_fault_without_a_dry_run(
+    kind: AdapterName, base: Path, pictures: Path, tmp_path: Path, workspace: Workspace
+) -> None:
+    given: dict[str, Any] = {"adapter": kind.value, "rank": 4, "alpha": 3.0, "block_size": 16}
+    path = tiny_lora(base, tmp_path / "given.safetensors", **given)
+    own = make_config(base, pictures, lora={**given, "continue_from": str(path)})
+    assert not quick(workspace, own).faults
+    other = "lora" if kind is not AdapterName.LORA else "dora"
+    config = make_config(base, pictures, lora={**given, "adapter": other, "continue_from": str(path)})
+    told = f"names given.safetensors, which holds {kind.value} layers, and lora.adapter trains {other}"
+    assert [one.setting for one in quick(workspace, config).faults if told in one.text] == ["lora.continue_from"]
+    seen: list[events.Event] = []
+    folder = RunFolder.create(workspace, config)
+    with pytest.raises(SafelightError, match=told):
+        prepare(config, find_inputs(config, workspace), folder, workspace, seen.append, Control())
+    assert not any(isinstance(event, events.Preparing) for event in seen)  # at once, before anything is loaded
+
+
+def test_a_lora_to_go_on_from_that_is_gone_is_a_fault_without_a_dry_run(
+    base: Path, pictures: Path, tmp_path: Path, workspace: Workspace
+) -> None:
+    config = make_config(base, pictures, lora={"continue_from": str(tmp_path / "gone.safetensors")})
+    assert any("lora.continue_from is" in text for text in texts(quick(workspace, config), Level.FAULT))
+
+
 def test_near_duplicates_are_told_by_name(base: Path, pictures: Path, workspace: Workspace) -> None:
     Image.open(pictures / "000.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(pictures / "again.png")
     told = texts(quick(workspace, make_config(base, pictures)), Level.WARNING)
@@ -130,13 +183,22 @@ def test_a_setting_that_does_nothing_is_told(base: Path, pictures: Path, workspa
     assert note.setting == "dataset.max_aspect_ratio"
 
 
-@pytest.mark.parametrize(("steps", "level"), [(1, Level.WARNING), (40, Level.GOOD), (5000, Level.WARNING)])
+@pytest.mark.parametrize(
+    ("steps", "level", "times"),
+    [
+        (1, Level.WARNING, "less than once"),
+        (2, Level.WARNING, "about once"),
+        (4, Level.WARNING, "about 2 times"),
+        (40, Level.GOOD, "about 20 times"),
+        (5000, Level.WARNING, "about 2500 times"),
+    ],
+)
 def test_the_number_of_steps_is_judged_by_looks_at_each_picture(
-    base: Path, pictures: Path, workspace: Workspace, steps: int, level: Level
+    base: Path, pictures: Path, workspace: Workspace, steps: int, level: Level, times: str
 ) -> None:
     config = make_config(base, pictures, training={"max_train_steps": steps})
     (finding,) = [one for one in quick(workspace, config).findings if one.check == "length"]
-    assert finding.level is level and f"seen about {steps * 2 / 4:.0f} times" in finding.text
+    assert finding.level is level and f" is seen {times}." in finding.text
 
 
 # ---- the dry run ---------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from security.errors import SafelightError
 from security.integrity import sha256_of
+from trainer.adapters.kinds import refuse_other_kind
 from trainer.adapters.layer import AdaptedLayer, adapted_layers
 from trainer.adapters.targets import DENOISER
 from trainer.embeddings import take_words
@@ -112,12 +113,7 @@ def continue_from(components: Components, family: str, path: Path) -> tuple[int,
         raise SafelightError(_too_much(path.name, missing, trained))
     for place, layer in file.layers.items():
         own = trained[place]
-        kind = "lora" if layer.kind == "locon" else layer.kind
-        if kind != own.kind:
-            raise SafelightError(
-                f"lora.continue_from names {path.name}, which holds {kind} layers, and lora.adapter trains {own.kind}. "
-                f"Set lora.adapter to {kind}, or put the file into the base with lora.merge_first."
-            )
+        refuse_other_kind(path.name, "lora" if layer.kind == "locon" else layer.kind, own.kind)
         try:
             own.take(_tensors(layer, own))
         except ValueError as error:

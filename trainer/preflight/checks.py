@@ -12,6 +12,7 @@ from trainer.config.inactive import inactive_settings
 from trainer.config.schema import TrainConfig
 from trainer.dataset.complaints import picture_complaints
 from trainer.dataset.looks import measures_of
+from trainer.dataset.own_word import refuse_unused
 from trainer.dataset.plan import DatasetPlan, plan_dataset
 from trainer.dataset.similar import Fingerprint, find_similar
 from trainer.families import family_row
@@ -67,6 +68,8 @@ def check_files(subject: Subject) -> Iterator[Finding]:
     model = subject.inputs.model
     row = family_row(model.family)
     yield Finding("base model", Level.GOOD, f"{model.name} is there and whole ({row.label}).")
+    if subject.inputs.fault:
+        yield Finding("LoRA to go on from", Level.FAULT, subject.inputs.fault, "lora.continue_from")
 
 
 def check_settings(subject: Subject) -> Iterator[Finding]:
@@ -104,6 +107,19 @@ def check_pictures(subject: Subject) -> Iterator[Finding]:
         yield Finding("pictures", Level.GOOD, f"{len(plan.placed)} pictures in {sizes}.")
 
 
+def check_own_word(subject: Subject) -> Iterator[Finding]:
+    """A word of one's own stands in a caption that is trained."""
+    word, plan = subject.config.embedding.word, subject.plan
+    if not word or plan is None or not plan.placed:
+        return
+    trained = [one.picture for one in plan.placed if one.is_first and not one.is_prior]
+    try:
+        refuse_unused(word, subject.config.dataset, trained)
+        yield Finding("word of its own", Level.GOOD, f"{word} stands in the captions.")
+    except SafelightError as error:
+        yield Finding("word of its own", Level.FAULT, str(error), "embedding.word")
+
+
 def check_duplicates(subject: Subject) -> Iterator[Finding]:
     """Pictures that are nearly the same: counted twice, or held out and trained on at once."""
     if subject.plan is None or subject.inputs is None:
@@ -137,7 +153,7 @@ def check_length(subject: Subject) -> Iterator[Finding]:
     steps, looks = subject.config.training.max_train_steps, plan.epochs * plan.looks_per_epoch
     own = [one for one in plan.placed if not one.is_prior]
     each = looks / len(plan.placed)
-    told = f"{steps} steps are {plan.epochs:.3g} epochs: each of {len(own)} pictures is seen about {each:.0f} times."
+    told = f"{steps} steps are {plan.epochs:.3g} epochs: each of {len(own)} pictures is seen {_times(each)}."
     if each < FEW_LOOKS:
         yield Finding("length", Level.WARNING, f"{told} That teaches hardly anything.", "training.max_train_steps")
     elif each > MANY_LOOKS:
@@ -147,11 +163,18 @@ def check_length(subject: Subject) -> Iterator[Finding]:
         yield Finding("length", Level.GOOD, told)
 
 
+def _times(looks: float) -> str:
+    if looks < 0.95:
+        return "less than once"
+    return "about once" if looks < 1.5 else f"about {looks:.0f} times"
+
+
 CHECKS: dict[str, Check] = {
     "files": check_files,
     "settings": check_settings,
     "learning rate": check_learning_rate,
     "pictures": check_pictures,
+    "word of its own": check_own_word,
     "near-duplicates": check_duplicates,
     "length": check_length,
 }
