@@ -15,7 +15,7 @@ from security.integrity import check_own_hash
 from security.policy import MAX_WEIGHT_METADATA_BYTES
 from security.weights import check_safetensors
 from trainer.lora_files import placing, shelf
-from trainer.lora_files.edit import FIELDS, NEEDED, REMOVALS, Edit, Removal, edit_file, edited
+from trainer.lora_files.edit import FIELDS, NEEDED, REMOVALS, Edit, Removal, changes_in_words, edit_file, edited
 from trainer.workspace import Workspace
 
 TOKEN = "hf_" + "aB3" * 11
@@ -39,9 +39,8 @@ METADATA = {
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     path = tmp_path / "source.safetensors"
-    save_file(
-        {"lora_unet_x.lora_up.weight": torch.randn(4, 2).half(), "lora_unet_x.alpha": torch.tensor(0.7)}, path, METADATA
-    )
+    stem = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    save_file({f"{stem}.lora_up.weight": torch.randn(4, 2).half(), f"{stem}.alpha": torch.tensor(0.7)}, path, METADATA)
     return path
 
 
@@ -107,8 +106,16 @@ def test_texts_without_a_path_stay(text: str) -> None:
 def test_single_entries_and_patterns() -> None:
     after = edited(METADATA, Edit(entries=["ss_note", "ss_win*"]), "x")
     assert METADATA.keys() - after.keys() == {"ss_note", "ss_windows"}
-    with pytest.raises(SafelightError, match="has no entry 'ss_nothing'"):
+    with pytest.raises(
+        SafelightError, match=r"has no entry 'ss_nothing'.*Inspect on the Tools tab.*launch.py lora inspect"
+    ):
         edited(METADATA, Edit(entries=["ss_nothing"]), "x")
+
+
+def test_many_changes_are_counted_rather_than_listed() -> None:
+    told = [f"ss_{number} taken out" for number in range(11)]
+    assert changes_in_words(told[:8]) == "; ".join(told[:8])
+    assert changes_in_words(told) == "; ".join(told[:8]) + " and 3 more"
 
 
 def test_bad_texts_are_refused() -> None:
@@ -177,6 +184,10 @@ def test_files_are_brought_in_under_a_name_of_their_own(workspace: Workspace, so
     bad.write_bytes(b"\x80\x02}q\x00.")
     with pytest.raises(RefusedFile):
         shelf.bring_in(workspace, bad)
+    for key, words in (("decoder.conv_in.bias", "has no keys of a LoRA of"), ("emb_params", "textual inversion")):
+        save_file({key: torch.zeros(4)}, bad)
+        with pytest.raises(RefusedFile, match=words):
+            shelf.bring_in(workspace, bad)
     assert {path.name for path in workspace.loras_dir.iterdir()} == {"source.safetensors", "source-2.safetensors"}
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MAX_TEXT = 10_000
 """Longest text of one field, in characters."""
+LISTED_CHANGES = 8
 FIELDS: dict[str, str] = {
     "title": "modelspec.title",
     "trigger_words": "modelspec.trigger_phrase",
@@ -81,6 +82,10 @@ _IN_GROUP: dict[Removal, Callable[[str, str], bool]] = {
 }
 
 
+class MissingEntry(SafelightError):
+    """An entry that is to be taken out and is not there. The message names it."""
+
+
 @dataclass(frozen=True)
 class Edit:
     """What is changed: `texts` by the names of FIELDS (an empty one takes the entry out), groups and single entries to
@@ -103,7 +108,10 @@ def edited(metadata: Mapping[str, str], edit: Edit, name: str) -> dict[str, str]
     for pattern in edit.entries:
         found = [key for key in kept if fnmatchcase(key, pattern)]
         if not found and not any(fnmatchcase(key, pattern) for key in metadata):
-            raise SafelightError(f"{name} has no entry {pattern!r}. `lora inspect` lists what it has.")
+            raise MissingEntry(
+                f"{name} has no entry {pattern!r}. Inspect on the Tools tab and `launch.py lora inspect --metadata` list what it "
+                "has."
+            )
         kept = {key: value for key, value in kept.items() if key not in found}
     for field_name, text in edit.texts.items():
         kept.pop(FIELDS[field_name], None)
@@ -120,6 +128,12 @@ def changes(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
     gone = [f"{key} taken out" for key in sorted(before.keys() - after.keys())]
     new = [f"{key} set" for key in sorted(after) if before.get(key) != after[key]]
     return gone + new
+
+
+def changes_in_words(told: Sequence[str]) -> str:
+    """The first changes in a row, and how many there are more."""
+    more = len(told) - LISTED_CHANGES
+    return "; ".join(told[:LISTED_CHANGES]) + (f" and {more} more" if more > 0 else "")
 
 
 def edit_file(

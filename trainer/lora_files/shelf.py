@@ -10,6 +10,7 @@ from security.errors import RefusedName, RefusedPath, SafelightError
 from security.names import safe_name, sanitized_name
 from security.roots import Root, refuse_full_disk, resolve_user_file
 from security.weights import check_safetensors, refuse_pickle
+from trainer.lora_files.identify import family_of
 from trainer.lora_files.placing import copy_file, file_beside, sweep
 from trainer.models.files import WEIGHT_SUFFIX
 from trainer.workspace import Workspace
@@ -47,7 +48,7 @@ def find_lora(workspace: Workspace, name: str) -> LoraEntry:
         near = difflib.get_close_matches(name, [one.name for one in entries], n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise SafelightError(
-            f"There is no LoRA {name[:100]!r} here.{hint} The Tools page and `lora list` list those that are."
+            f"There is no LoRA {name[:100]!r} here.{hint} The Tools tab and `lora list` list those that are."
         )
     return found
 
@@ -89,11 +90,11 @@ def free_name(workspace: Workspace, wanted: str) -> str:
 def bring_in(workspace: Workspace, source: Path, name: str = "") -> LoraEntry:
     """Copies a checked .safetensors file into workspace/loras, under `name` or a free one like its own.
 
-    Raises RefusedFile for anything that is no sound .safetensors file, RefusedName for a name that is taken, SafelightError
-    when the disk is too full. It appears whole or not at all.
+    Raises RefusedFile for anything that is no sound .safetensors file or no LoRA of a known model, RefusedName for a name that
+    is taken, SafelightError when the disk is too full. It appears whole or not at all.
     """
     refuse_pickle(source)
-    check_safetensors(source)
+    family_of(check_safetensors(source), source.name)
     target = new_lora_place(workspace, name or free_name(workspace, source.stem))
     refuse_full_disk(workspace.loras_dir, [source])
     with file_beside(target) as temporary:
@@ -106,7 +107,7 @@ def remove_lora(workspace: Workspace, name: str) -> None:
     """Deletes a file of workspace/loras. Raises SafelightError for one that is not there; runs keep theirs."""
     entry = find_lora(workspace, name)
     if entry.run:
-        raise SafelightError(f"{name} belongs to the run {entry.run}. Delete the run on the Runs page instead.")
+        raise SafelightError(f"{name} belongs to the run {entry.run}. Delete the run on the Runs tab instead.")
     Root(workspace.loras_dir).remove_tree(entry.path)
 
 
