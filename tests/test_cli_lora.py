@@ -61,6 +61,8 @@ def test_edit(run: Any, space: Workspace, tmp_path: Path) -> None:
     assert "belongs to a run" in run("edit", "mira/mira", "--title", "x", code=2)
     run("edit", "mira/mira", "--title", "x", "--out", "copy")
     assert check_safetensors(space.loras_dir / "copy.safetensors").metadata["modelspec.title"] == "x"
+    told = run("edit", "one", "--remove", "nonsense", code=2)
+    assert "no entry 'nonsense'" in told and "captions, personal, training, all" in told
     assert "Say what to change" in run("edit", "one", code=2)
     assert "token" in run("edit", "one", "--author", "hf_" + "aB3" * 11, code=2)
 
@@ -107,7 +109,16 @@ def test_bake_extract_and_verify(run: Any, space: Workspace, tmp_path: Path) -> 
         (("resize", "one", "--rank", "0", "--out", "x"), "The rank is 0"),
         (("resize", "one", "--rank", "4", "--energy", "7", "--out", "x"), "energy to keep is 7"),
         (("resize", "one", "--rank", "4", "--ratio", "0.5", "--out", "x"), "ratio is 0.5"),
-        (("resize", "one", "--rank", "4", "--out", "../x"), "does not end in .safetensors"),
+        (("resize", "one", "--rank", "4", "--ratio", "-2", "--out", "x"), "ratio is -2"),
+        (("resize", "one", "--rank", "4", "--ratio", "0", "--out", "x"), "ratio is 0"),
+        (("resize", "one", "--rank", "4", "--out", "../x"), "../x does not end in .safetensors"),
+        (("resize", "one:0.5", "--rank", "4", "--out", "x"), "There is no LoRA 'one:0.5' here"),
+        (("merge", "one:abc", "two", "--out", "x"), "'abc' behind one: is no weight. Give a number from -10 to 10"),
+        (("merge", "one:", "two", "--out", "x"), "'' behind one: is no weight"),
+        (("merge", "none:0.5", "two", "--out", "x"), "There is no LoRA 'none' here"),
+        (("merge", "none:abc", "two", "--out", "x"), "There is no LoRA 'none:abc' here"),
+        (("merge", "one", "one:-1", "--out", "x"), "cancel each other"),
+        (("bake", "demo", "one:1e9", "--name", "x"), "The weight of one is 1e+09. Give a number from -10 to 10"),
         (("resize", "one", "--rank", "4", "--out", "/none/x.safetensors"), "is no folder"),
         (("merge", "one:0", "two", "--out", "x"), "The weight of one is 0"),
         (("merge", "one", "--out", "x"), "1 LoRAs are named"),
@@ -121,6 +132,30 @@ def test_bake_extract_and_verify(run: Any, space: Workspace, tmp_path: Path) -> 
 def test_what_cannot_be_done_is_told(run: Any, space: Workspace, words: tuple[str, ...], told: str) -> None:
     assert told in run(*words, code=2)
     assert not (space.loras_dir / "x.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("convert", "one", "--format", "nonsense", "--out", "x"), "--format is nonsense, which is none of kohya, diffusers,"),
+        (("convert", "one", "--format", "koya", "--out", "x"), "Did you mean kohya?"),
+        (("resize", "one", "--rank", "abc", "--out", "x"), "--rank is abc, which is no whole number."),
+        (("resize", "one", "--rank", "4", "--energy", "much", "--out", "x"), "--energy is much, which is no number."),
+        (("resise", "one"), "resise is not a command. Did you mean resize?"),
+    ],
+)  # fmt: skip
+def test_mistyped_options_are_told_by_their_names(
+    capsys: pytest.CaptureFixture[str], words: tuple[str, ...], told: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["lora", *words])
+    assert ended.value.code == 2 and told in capsys.readouterr().err
+
+
+def test_a_name_may_have_a_colon(run: Any, space: Workspace) -> None:
+    write(space.loras_dir / "a:2.safetensors", layers(3, seed=9))
+    made = run("merge", "a:2", "a:2:0.5", "--out", "x", as_json=True)
+    assert "1 x a:2 + 0.5 x a:2" in made["message"]
 
 
 def test_every_subcommand_has_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
-import re
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -25,6 +23,7 @@ from trainer.jobs import TRAINER_THREAD
 from trainer.logs import close_logging
 from trainer.workspace import REPOSITORY_DIR, Workspace
 from ui.endpoints import add_endpoint_options, endpoints_of
+from ui.subcommands import COMMAND, mistake_in_words
 
 TAKES_SETTINGS = ("train", "resume", "check", "rebuild")
 """Commands to which any setting of a run can be given as a flag."""
@@ -42,14 +41,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Ends with exit code 2."""
-        word = message.partition("invalid choice: '")[2].partition("'")[0]
-        choices = re.findall(r"[\w-]+", message.partition("choose from")[2]) or list(COMMANDS)
-        near = difflib.get_close_matches(word, choices, n=1) if word else []
-        if near:
-            message = f"{word} is not a command. Did you mean {near[0]}?"
-        elif word:
-            message = f"{word} is not a command. There are: {', '.join(choices)}"
-        sys.stderr.write(f"safelight: {message} (`{self.prog} --help` tells more)\n")
+        sys.stderr.write(f"safelight: {mistake_in_words(message)} (`{self.prog} --help` tells more)\n")
         sys.exit(USER_FAULT)
 
 
@@ -103,7 +95,7 @@ def build_parser() -> Parser:
     parser.set_defaults(run=serve_page, workspace=None)
     _add_page_options(parser)
     _add_workspace(parser)
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
+    commands = parser.add_subparsers(title="commands", metavar=COMMAND, parser_class=Parser)
     for name, (add_arguments, run) in COMMANDS.items():
         help_text = (run.__doc__ or "").splitlines()[0]
         command = commands.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)

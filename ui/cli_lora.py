@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from security.errors import SafelightError
 from trainer.config.choices import SavePrecision
 from trainer.dataset.studio import Studio
-from trainer.lora_files.edit import FIELDS, REMOVALS, Edit, Removal, edit_file
+from trainer.lora_files.edit import FIELDS, REMOVALS, Edit, MissingEntry, Removal, changes_in_words, edit_file
 from trainer.lora_files.shelf import LoraEntry, list_loras, locate_lora, new_lora_place
 from trainer.models.files import WEIGHT_SUFFIX
 from trainer.models.text import gigabytes
@@ -189,11 +189,14 @@ def edit(options: argparse.Namespace) -> int:
             f"{entry.name} belongs to a run, which knows its file by its hash. Give the edited one a name of its own with --out."
         )
     target = entry.path if options.out is None else _target(options)
-    written, told = edit_file(entry.path, target, wanted, replace=options.out is None or options.replace)
+    try:
+        written, told = edit_file(entry.path, target, wanted, replace=options.out is None or options.replace)
+    except MissingEntry as missing:
+        raise SafelightError(f"{missing} Groups of entries are {', '.join(REMOVALS)}.") from None
     if options.json:
         print(json.dumps({"path": str(written.path), "changes": told, "sha256": written.sha256}))
     else:
-        print(f"{written.path}: {'; '.join(told)}. The hash of its numbers is {written.tensors_sha256[:12]}...")
+        print(f"{written.path}: {changes_in_words(told)}. The hash of its numbers is {written.tensors_sha256[:12]}...")
     return 0
 
 
@@ -201,7 +204,7 @@ def resize(options: argparse.Namespace) -> int:
     """Makes a LoRA smaller: to a rank, or to what keeps a share of its energy; tells what each layer keeps."""
     from trainer.lora_files.operations import resize_lora
 
-    source, base, target = _weighted(options, options.lora), _base(options), _target(options)
+    source, base, target = _whole(options, options.lora), _base(options), _target(options)
     ranks, form = _ranks(options), _form(options)
     return _run(
         options, "Resizing", lambda control: resize_lora(source, target, ranks, form, base=base, control=control)
@@ -213,7 +216,7 @@ def merge(options: argparse.Namespace) -> int:
     from trainer.lora_files.operations import merge_loras
 
     sources, base, target = [_weighted(options, one) for one in options.loras], _base(options), _target(options)
-    if options.rank is None and (options.conv_rank or options.energy or options.ratio):
+    if options.rank is None and any(one is not None for one in (options.conv_rank, options.energy, options.ratio)):
         raise SafelightError("--conv-rank, --energy and --ratio need a --rank; without one the merge is exact.")
     ranks = _ranks(options) if options.rank is not None else None
     form = _form(options)
@@ -250,7 +253,7 @@ def bake(options: argparse.Namespace) -> int:
     if not target.parent.is_dir():
         raise SafelightError(f"{target.parent} is no folder. Make it first.")
     if base.is_file() and target.suffix != WEIGHT_SUFFIX:
-        raise SafelightError(f"{target.name} does not end in {WEIGHT_SUFFIX}, and {base.name} is a single file.")
+        raise SafelightError(f"{options.out} does not end in {WEIGHT_SUFFIX}, and {base.name} is a single file.")
     return _run(options, "Baking", lambda control: bake_loras(base, sources, target, control=control))
 
 
@@ -258,7 +261,7 @@ def convert(options: argparse.Namespace) -> int:
     """Writes a LoRA under other key names (kohya, diffusers, comfyui) or in another number format."""
     from trainer.lora_files.operations import convert_lora
 
-    source, base, target, form = _weighted(options, options.lora), _base(options), _target(options), _form(options)
+    source, base, target, form = _whole(options, options.lora), _base(options), _target(options), _form(options)
     as_lora = _same_ranks(options.as_lora) if options.as_lora is not None else None
     return _run(
         options,
@@ -293,17 +296,46 @@ def _entry(options: argparse.Namespace, typed: str) -> LoraEntry:
     return locate_lora(_workspace(options), typed)
 
 
-def _weighted(options: argparse.Namespace, typed: str) -> Weighted:
-    """A LoRA with the weight behind its colon, 1 without one."""
+def _whole(options: argparse.Namespace, typed: str) -> Weighted:
+    """A LoRA as it is."""
     from trainer.lora_files.operations import Weighted
 
-    name, _, number = typed.rpartition(":")
+    entry = _entry(options, typed)
+    return Weighted(entry.path, entry.name)
+
+
+def _weighted(options: argparse.Namespace, typed: str) -> Weighted:
+    """A LoRA with the weight behind its last colon, 1 without one. Raises SafelightError for a weight that is no number."""
+    from trainer.lora_files.merge import WEIGHT_RANGE
+    from trainer.lora_files.operations import Weighted
+
+    name, colon, number = typed.rpartition(":")
     try:
-        weight = float(number) if name else 1.0
-    except ValueError:  # the colon of a drive
-        name, weight = "", 1.0
-    entry = _entry(options, name or typed)
-    return Weighted(entry.path, entry.name, weight)
+        return _whole(options, typed)  # a name may have a colon itself, as a path with a drive has
+    except SafelightError:
+        if not colon:
+            raise
+        entry = _found(options, name)
+        if entry is None:  # then what was typed is told as a whole, unless the name before a weight is what is wrong
+            entry = _entry(options, name if _is_number(number) else typed)
+    if not _is_number(number):
+        raise SafelightError(f"{number!r} behind {name}: is no weight. {WEIGHT_RANGE}, such as {name}:0.8.")
+    return Weighted(entry.path, entry.name, float(number))
+
+
+def _found(options: argparse.Namespace, typed: str) -> LoraEntry | None:
+    try:
+        return _entry(options, typed)
+    except SafelightError:
+        return None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _model(options: argparse.Namespace, base: str) -> Path:
@@ -324,7 +356,7 @@ def _target(options: argparse.Namespace) -> Path:
         return new_lora_place(_workspace(options), options.out, replace=options.replace)
     path = typed.absolute()
     if path.suffix.lower() != WEIGHT_SUFFIX:
-        raise SafelightError(f"{path.name} does not end in {WEIGHT_SUFFIX}. Give the whole name of the new file.")
+        raise SafelightError(f"{options.out} does not end in {WEIGHT_SUFFIX}. Give the whole name of the new file.")
     if not path.parent.is_dir():
         raise SafelightError(f"{path.parent} is no folder. Make it first.")
     if path.exists() and not options.replace:
@@ -335,7 +367,7 @@ def _target(options: argparse.Namespace) -> Path:
 def _ranks(options: argparse.Namespace) -> Ranks:
     from trainer.lora_files.changes import ranks_of
 
-    return ranks_of(options.rank, options.conv_rank, energy=options.energy or 0.0, ratio=options.ratio or 0.0)
+    return ranks_of(options.rank, options.conv_rank, energy=options.energy, ratio=options.ratio)
 
 
 def _same_ranks(rank: int) -> Ranks:

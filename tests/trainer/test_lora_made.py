@@ -20,7 +20,7 @@ from trainer.lora_files.changes import Ranks, Unfit
 from trainer.lora_files.checkpoint import Checkpoint
 from trainer.lora_files.file import LoraFile
 from trainer.lora_files.keys import FileFormat
-from trainer.lora_files.layers import Decomposed, Hadamard, Layer, LowRank
+from trainer.lora_files.layers import Decomposed, Hadamard, Kronecker, Layer, LowRank
 from trainer.lora_files.names import Place
 from trainer.lora_files.operations import (
     Models,
@@ -127,6 +127,7 @@ def test_merged_file(one: Weighted, other: Weighted, tmp_path: Path) -> None:
     assert metadata["modelspec.merged_from"] == "one, other" and metadata["modelspec.title"] == "both"
     assert json.loads(metadata["safelight_merged"])["loras"][1] == {"name": "other", "weight": -1.0}
     assert metadata["ss_network_dim"] == "10" and outcome.kept == 1
+    assert outcome.sentence.startswith("both is 0.5 x one - 1 x other: ")
     small = merge_loras(sources, tmp_path / "small.safetensors", RANKS, Form())
     assert {layer.rank for layer in read_lora(small.path).layers.values()} == {2} and small.kept < 1
 
@@ -207,13 +208,49 @@ def test_converted_to_diffusers_and_back(one: Weighted, tmp_path: Path) -> None:
 def test_other_kinds_are_made_loras_for_programs_that_read_nothing_else(tmp_path: Path) -> None:
     loha = Hadamard(numbers(64, 2), numbers(2, 64, seed=1), numbers(64, 2, seed=2), numbers(2, 64, seed=3), 1.0)
     mixed = write(tmp_path / "loha.safetensors", {**layers(8), LINEAR: loha})
-    with pytest.raises(SafelightError, match="diffusers"):
+    with pytest.raises(SafelightError, match=r"is loha\..*Turn other kinds into LoRA of rank.*--as-lora"):
         convert_lora(mixed, tmp_path / "d.safetensors", Form(FileFormat.DIFFUSERS))
     ranks = Ranks(RankRule(4), RankRule(4))
     outcome = convert_lora(mixed, tmp_path / "d.safetensors", Form(FileFormat.DIFFUSERS), as_lora=ranks)
     file = read_lora(outcome.path)
     assert file.layers[KERNEL].rank == 8  # LoRA layers stay as they are; a LoHa of rank 2 has at most rank 4
     assert relative_difference(loha.delta(), file.layers[LINEAR].delta()) < 1e-4
+
+
+def test_resize_tells_what_became_lora_and_what_grew(tmp_path: Path) -> None:
+    lokr = Kronecker(1.0, w1=numbers(8, 8), w2=numbers(8, 8, seed=1))
+    source = write(tmp_path / "lokr.safetensors", {LINEAR: lokr})
+    outcome = resize_lora(source, tmp_path / "x.safetensors", Ranks(RankRule(16), None), Form())
+    assert "Of other kinds became LoRA: 1 layers." in outcome.sentence
+    assert "The result is larger than lokr" in outcome.notes[0] and "take a lower one" in outcome.notes[0]
+    plain = write(tmp_path / "plain.safetensors", layers(16))
+    outcome = resize_lora(plain, tmp_path / "y.safetensors", RANKS, Form())
+    assert "Of other kinds" not in outcome.sentence and not outcome.notes
+
+
+def test_words_are_left_out_where_no_name_is_for_them(tmp_path: Path) -> None:
+    """As training does, which writes them into files of their own."""
+    emb = {"clip_l": numbers(2, 32)}
+    source = write(tmp_path / "a.safetensors", layers(6), embeddings={"mira": emb})  # type: ignore[arg-type]
+    other = write(tmp_path / "b.safetensors", layers(4, seed=9))
+    form = Form(FileFormat.DIFFUSERS)
+    for outcome in (
+        convert_lora(source, tmp_path / "c.safetensors", form),
+        resize_lora(source, tmp_path / "d.safetensors", RANKS, form),
+        merge_loras([source, other], tmp_path / "e.safetensors", None, form),
+    ):
+        assert any("trained words: mira" in note and "file of its own" in note for note in outcome.notes)
+        assert not read_lora(outcome.path).embeddings
+    assert not convert_lora(source, tmp_path / "f.safetensors", Form(precision=SavePrecision.FP16)).notes
+    bias = write(tmp_path / "g.safetensors", layers(2), biases={LINEAR: torch.ones(64)})  # type: ignore[arg-type]
+    with pytest.raises(SafelightError, match=r"differences of biases.*Keep kohya's"):
+        convert_lora(bias, tmp_path / "h.safetensors", form)
+
+
+def test_weights_have_one_rule_everywhere(one: Weighted) -> None:
+    for weight in (0.0, 1e9, float("nan")):
+        with pytest.raises(Unfit, match="Give a number from -10 to 10 other than 0"):
+            Weighted(one.path, "one", weight)
 
 
 def test_dora_becomes_a_lora_with_its_base(tmp_path: Path) -> None:

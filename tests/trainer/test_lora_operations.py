@@ -12,7 +12,7 @@ from torch import Tensor
 from security.errors import Cancelled
 from tests import tiny
 from trainer.lora_files.algebra import Factors, RankRule, as_matrix, relative_difference
-from trainer.lora_files.changes import Change, Ranks, Unfit, compressed, energy_of, kept_overall
+from trainer.lora_files.changes import Change, Ranks, Unfit, compressed, energy_of, kept_overall, ranks_of
 from trainer.lora_files.checkpoint import Checkpoint
 from trainer.lora_files.extract import extract
 from trainer.lora_files.layers import Decomposed, Difference, Hadamard, Kronecker, Layer, LowRank, Rotation
@@ -93,8 +93,12 @@ def test_layers_that_are_small_already_stay_to_the_bit() -> None:
     layers = {**some_layers(), LINEAR: lora(64, 64, 2)}
     small, _ = resize(layers, Ranks(RankRule(4), RankRule(4)), name="x")
     assert small[LINEAR] is layers[LINEAR]
-    with pytest.raises(Unfit, match="nothing to make smaller"):
-        resize(layers, Ranks(RankRule(8), RankRule(8)), name="x")
+    with pytest.raises(
+        Unfit, match=r"its highest is 8, 64 was asked for; of its convolutions 8, 32 .*nothing to make smaller"
+    ):
+        resize(layers, Ranks(RankRule(64), RankRule(32)), name="x")
+    with pytest.raises(Unfit, match=r"of its convolutions 8, no rank was asked for these"):
+        resize(layers, Ranks(RankRule(8), None), name="x")
 
 
 def loha() -> Hadamard:
@@ -148,6 +152,14 @@ def test_resizing_can_be_cancelled() -> None:
         resize(some_layers(), Ranks(RankRule(2), None), name="x", control=control)
 
 
+def test_limits_of_zero_are_refused_rather_than_ignored() -> None:
+    for limit in ("energy", "ratio"):
+        for value in (0.0, -2.0):
+            with pytest.raises(Unfit, match=f"(?i){limit}.* is {value:g}"):
+                ranks_of(4, None, **{limit: value})
+    assert ranks_of(4, None).linear.is_fixed
+
+
 # ---- merge -------------------------------------------------------------------------------------------------------------
 
 
@@ -190,8 +202,13 @@ def test_absurd_rank_is_measured_without_absurd_memory() -> None:
 
 def test_opposite_loras_leave_nothing() -> None:
     layers = some_layers()
-    merged, _ = merge([Ingredient("a", layers, 1.0), Ingredient("b", layers, -1.0)], None)
-    assert all(float(layer.delta().abs().max()) < 1e-4 for layer in merged.values())
+    for ranks in (None, Ranks(RankRule(4), RankRule(4))):
+        with pytest.raises(Unfit, match="cancel each other"):
+            merge([Ingredient("a", layers, 0.3), Ingredient("b", layers, -0.3)], ranks)
+    merge([Ingredient("a", layers, 1.0), Ingredient("b", layers, -0.999)], None)  # a thousandth is something
+    rest = {**layers, NORM: Difference(numbers(64, seed=99))}
+    merged, _ = merge([Ingredient("a", layers, 1.0), Ingredient("b", rest, -1.0)], None)
+    assert float(merged[LINEAR].delta().abs().max()) < 1e-4 < float(merged[NORM].delta().abs().max())
 
 
 def test_linear_layer_and_one_by_one_convolution_are_the_same() -> None:
@@ -207,8 +224,11 @@ def test_merges_without_sense_are_refused() -> None:
     for weight in (0.0, float("nan"), float("inf"), 11.0):
         with pytest.raises(Unfit, match="The weight of a"):
             Ingredient("a", layers, weight)
-    with pytest.raises(Unfit, match="b has LOHA layers"):
+    with pytest.raises(Unfit, match=r"b has LOHA layers.* Give a rank for the result\.$"):
         merge([Ingredient("a", layers, 1.0), Ingredient("b", {LINEAR: loha()}, 1.0)], None)
+    turned = {LINEAR: Rotation(numbers(8, 8, 8) / 4)}
+    with pytest.raises(Unfit, match=r"b has OFT layers.* and name the base model"):
+        merge([Ingredient("a", layers, 1.0), Ingredient("b", turned, 1.0)], None)
     with pytest.raises(Unfit, match="in different sizes"):
         merge([Ingredient("a", layers, 1.0), Ingredient("b", {LINEAR: lora(32, 64, 4)}, 1.0)], None)
     with pytest.raises(Unfit, match="in different sizes"):

@@ -13,7 +13,7 @@ from security.errors import Cancelled
 from tests import tiny
 from tests.trainer.test_lora_made import KERNEL, LINEAR, TEXT, layers, numbers, write
 from trainer.lora_files.checkpoint import Checkpoint
-from trainer.lora_files.layers import Decomposed, Layer, LowRank
+from trainer.lora_files.layers import Decomposed, Layer, LowRank, Rotation
 from trainer.lora_files.names import Place
 from trainer.lora_files.verify import LoraFacts, look_at
 from trainer.tasks import TaskControl
@@ -109,7 +109,10 @@ def test_file_is_compared_with_a_model(path: Path, tmp_path: Path) -> None:
     v_pred = tiny.tiny_sd15(tmp_path / "v", prediction_type="v_prediction")
     said = {"ss_base_model_version": "sd_v1", "modelspec.prediction_type": "epsilon"}
     save_file(load_file(path), tmp_path / "said.safetensors", said)
-    assert any("predicts v" in one for one in look_at(tmp_path / "said.safetensors", "x", base=v_pred).warnings)
+    assert look_at(tmp_path / "said.safetensors", "x").summary()["predicts"] == "noise (epsilon)"
+    assert any(
+        "predicts velocity (v)" in one for one in look_at(tmp_path / "said.safetensors", "x", base=v_pred).warnings
+    )
 
 
 def test_kinds_that_need_the_model_are_measured_with_it(tmp_path: Path) -> None:
@@ -118,6 +121,13 @@ def test_kinds_that_need_the_model_are_measured_with_it(tmp_path: Path) -> None:
     assert isinstance(inner, LowRank)
     path = write(tmp_path / "dora.safetensors", {LINEAR: Decomposed(inner, numbers(64, 1).abs() + 1)}).path
     assert look_at(path, "x").norms == {} and set(look_at(path, "x", base=base).norms) == {LINEAR}
+
+
+def test_alpha_of_a_rotation_is_told_only_where_it_is_a_limit(tmp_path: Path) -> None:
+    for constraint, told in ((0.0, None), (0.5, 0.5)):
+        path = write(tmp_path / f"{constraint}.safetensors", {LINEAR: Rotation(numbers(8, 8, 8), constraint)}).path
+        facts = look_at(path, "x")
+        assert facts.rows()[0]["alpha"] == told and ("alpha" in facts.summary()) == (told is not None)
 
 
 def test_looking_can_be_cancelled(path: Path) -> None:

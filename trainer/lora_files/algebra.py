@@ -75,9 +75,9 @@ class RankRule:
         if self.rank < 1:
             raise ValueError(f"The rank is {self.rank}. Give at least 1.")
         if not 0 <= self.energy <= 1:
-            raise ValueError(f"The energy to keep is {self.energy}. Give a share from 0 to 1, such as 0.95.")
+            raise ValueError(f"The energy to keep is {self.energy:g}. Give a share over 0 up to 1, such as 0.95.")
         if self.ratio and not self.ratio > 1:
-            raise ValueError(f"The ratio is {self.ratio}. Give a number over 1, or 0 for none.")
+            raise ValueError(f"The ratio is {self.ratio:g}. Give a number over 1, such as 10.")
         if self.energy and self.ratio:
             raise ValueError("Give the energy to keep or the ratio of singular values, not both.")
 

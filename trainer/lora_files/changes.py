@@ -37,11 +37,19 @@ class Ranks:
         return self.conv if is_kernel(shape) else self.linear
 
 
-def ranks_of(rank: int, conv_rank: int | None, *, energy: float = 0.0, ratio: float = 0.0) -> Ranks:
-    """Ranks as a person gives them; `energy` and `ratio` go for both. Raises Unfit for numbers that make no sense."""
+def ranks_of(rank: int, conv_rank: int | None, *, energy: float | None = None, ratio: float | None = None) -> Ranks:
+    """Ranks as a person gives them; `energy` and `ratio` go for both, None is no such limit.
+
+    Raises Unfit for numbers that make no sense; a RankRule takes 0 for no limit, a person who types it means something else.
+    """
+    if energy == 0:
+        raise Unfit("The energy to keep is 0, which would keep nothing. Give a share over 0 up to 1, such as 0.95.")
+    if ratio == 0:
+        raise Unfit("The ratio is 0. Give a number over 1, such as 10.")
+    limits = energy or 0.0, ratio or 0.0
     try:
-        linear = RankRule(rank, energy, ratio)
-        return Ranks(linear, RankRule(conv_rank, energy, ratio) if conv_rank is not None else None)
+        linear = RankRule(rank, *limits)
+        return Ranks(linear, RankRule(conv_rank, *limits) if conv_rank is not None else None)
     except ValueError as error:
         raise Unfit(str(error)) from None
 

@@ -20,12 +20,23 @@ from trainer.lora_files.checkpoint import Checkpoint
 from trainer.lora_files.extract import extract
 from trainer.lora_files.file import LoraFile
 from trainer.lora_files.keys import FileFormat
-from trainer.lora_files.layers import LowRank
-from trainer.lora_files.merge import Ingredient, merge
+from trainer.lora_files.layers import Layer, LowRank
+from trainer.lora_files.merge import Ingredient, check_weight, merge
 from trainer.lora_files.names import Place
 from trainer.lora_files.reading import read_lora
 from trainer.lora_files.resize import resize
-from trainer.lora_files.results import Form, Outcome, network_entries, new_entries, percent, precision_of, save, told
+from trainer.lora_files.results import (
+    Form,
+    Outcome,
+    network_entries,
+    new_entries,
+    percent,
+    precision_of,
+    prediction_words,
+    save,
+    told,
+    words_note,
+)
 from trainer.models.text import gigabytes
 from trainer.tasks import TaskControl
 
@@ -39,6 +50,10 @@ class Weighted:
     path: Path
     name: str
     weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Raises Unfit for a weight that a LoRA can't count with."""
+        check_weight(self.name, self.weight)
 
 
 def resize_lora(
@@ -59,10 +74,13 @@ def resize_lora(
     metadata = {**file.metadata, **entries, "safelight_resized": json.dumps(recipe)}
     if entries and "ss_network_args" not in entries:
         metadata.pop("ss_network_args", None)
+    before = source.path.stat().st_size
     num_bytes, loads = save(dataclasses.replace(file, layers=layers, metadata=metadata), target, form, [file])
-    before = gigabytes(source.path.stat().st_size) if source.path != target else ""
-    sentence = f"{target.stem}: {told(reports, num_bytes)}" + (f" {source.name} has {before}." if before else "")
-    return Outcome(target, sentence, tuple(reports), _unread(file, source.name), kept_overall(reports), loads)
+    others = [place for place in _of_other_kinds(file) if isinstance(layers[place], LowRank)]
+    sentence = f"{target.stem}: {told(reports, num_bytes)} {source.name} {'had' if source.path == target else 'has'} "
+    sentence += f"{gigabytes(before)}." + (f" Of other kinds became LoRA: {len(others)} layers." if others else "")
+    notes = [*_larger(source.name, before, num_bytes, others), *words_note(file, form), *_unread(file, source.name)]
+    return Outcome(target, sentence, tuple(reports), tuple(notes), kept_overall(reports), loads)
 
 
 def merge_loras(
@@ -96,8 +114,9 @@ def merge_loras(
         embeddings=_all_words(sources, files),
     )
     num_bytes, loads = save(result, target, form, files)
-    sum_of = " + ".join(f"{one.weight:g} x {one.name}" for one in sources)
-    notes = [note for one, file in zip(sources, files, strict=True) for note in _unread(file, one.name)]
+    sum_of = _sum_in_words(sources)
+    notes = words_note(result, form)
+    notes += [note for one, file in zip(sources, files, strict=True) for note in _unread(file, one.name)]
     notes += _prediction_note([file.metadata.get("modelspec.prediction_type", "") for file in files])
     sentence = f"{target.stem} is {sum_of}: {told(reports, num_bytes)}"
     return Outcome(target, sentence, tuple(reports), tuple(notes), kept_overall(reports), loads)
@@ -179,7 +198,7 @@ def convert_lora(
     file = read_lora(source.path)
     reports: list[LayerReport] = []
     layers = dict(file.layers)
-    other = {place: one for place, one in layers.items() if not (isinstance(one, LowRank) or is_norm(one))}
+    other = _of_other_kinds(file)
     if as_lora is not None and other:
         with opened(base, file) as checkpoint:
             plain, reports = resize(other, as_lora, name=source.name, base=checkpoint, control=control)
@@ -194,7 +213,29 @@ def convert_lora(
     )
     if reports:
         sentence += f" Of other kinds became LoRA: {told(reports, num_bytes)}"
-    return Outcome(target, sentence, tuple(reports), _unread(file, source.name), kept_overall(reports), loads)
+    notes = [*words_note(file, form), *_unread(file, source.name)]
+    return Outcome(target, sentence, tuple(reports), tuple(notes), kept_overall(reports), loads)
+
+
+def _of_other_kinds(file: LoraFile) -> dict[Place, Layer]:
+    """Its layers that are no LoRA, but could become one."""
+    return {place: one for place, one in file.layers.items() if not (isinstance(one, LowRank) or is_norm(one))}
+
+
+def _larger(name: str, before: int, after: int, others: Sequence[Place]) -> list[str]:
+    """A warning that a resized file takes more room than its source; nothing if it does not."""
+    if after <= before:
+        return []
+    why = " Such kinds hold a layer in fewer numbers than a LoRA of that rank: take a lower one." if others else ""
+    return [f"The result is larger than {name}: {after:,} bytes instead of {before:,}.{why}"]
+
+
+def _sum_in_words(sources: Sequence[Weighted]) -> str:
+    """The LoRAs with their weights as a sum: "1 x a - 0.5 x b"."""
+    words = f"{sources[0].weight:g} x {sources[0].name}"
+    for one in sources[1:]:
+        words += f" {'-' if one.weight < 0 else '+'} {abs(one.weight):g} x {one.name}"
+    return words
 
 
 @contextmanager
@@ -282,7 +323,7 @@ def _unread(file: LoraFile, name: str) -> tuple[str, ...]:
 
 
 def _prediction_note(said: Sequence[str]) -> list[str]:
-    kinds = sorted({kind for kind in said if kind})
+    kinds = sorted({prediction_words(kind) for kind in said if kind})
     if len(kinds) < 2:
         return []
     return [

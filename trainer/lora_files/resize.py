@@ -11,6 +11,7 @@ from trainer.lora_files.changes import (
     change_of,
     compressed,
     energy_of,
+    is_kernel,
     is_norm,
 )
 from trainer.lora_files.checkpoint import Checkpoint
@@ -38,8 +39,22 @@ def resize(
             reports.append(report)
         work.step()
     if all(resized[place] is layer for place, layer in layers.items()):
-        raise Unfit(f"No layer of {name} has a higher rank than that, so there is nothing to make smaller.")
+        raise Unfit(f"{_highest(layers, ranks, name)}, so there is nothing to make smaller.")
     return resized, reports
+
+
+def _highest(layers: Layers, ranks: Ranks, name: str) -> str:
+    """The ranks that were asked for beside the highest ones that a file has, in words."""
+    found: dict[bool, int] = {}
+    for layer in layers.values():
+        if not is_norm(layer):
+            kernel = is_kernel(layer.shape or ())
+            found[kernel] = max(found.get(kernel, 0), layer.rank or 0)
+    told = [f"its highest is {found[False]}, {ranks.linear.rank} was asked for"] if False in found else []
+    if True in found:
+        asked = "no rank was asked for these" if ranks.conv is None else f"{ranks.conv.rank} was asked for"
+        told.append(f"of its convolutions {found[True]}, {asked}")
+    return f"No layer of {name} has a higher rank than that ({'; '.join(told) or 'it has none with a rank'})"
 
 
 def _resized(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections import Counter
@@ -33,6 +34,8 @@ PRECISIONS = {
     torch.bfloat16: SavePrecision.BF16,
     torch.float32: SavePrecision.FP32,
 }
+PREDICTIONS = {"v": "velocity (v)", "v_prediction": "velocity (v)", "epsilon": "noise (epsilon)"}
+"""What modelspec and diffusers call that which a model predicts, in words."""
 DYNAMIC = "Dynamic"
 """kohya's word for a rank or alpha that differs between layers."""
 
@@ -79,23 +82,40 @@ def save(file: LoraFile, target: Path, form: Form, sources: Sequence[LoraFile] =
     """Writes a result under its name and reads it once more; returns its bytes, and which programs load it, in words.
 
     `sources`: whose number format the result has if the form names none. Nothing is replaced unless the form says so.
+    Trained words are left out where the format has no names for them, as in training; `words_note` tells it.
     Raises SafelightError: the disk is too full, the format has no keys for a layer, the name is taken, or the file reads
     back as something else.
     """
     refuse_full_disk(target.parent, [])
+    file_format = form.file_format or file.file_format
+    if file_format is FileFormat.DIFFUSERS:
+        file = dataclasses.replace(file, embeddings={})
     formats = {precision_of(one) for one in sources} or {SavePrecision.FP16}
     precision = form.precision or (formats.pop() if len(formats) == 1 else SavePrecision.FP32)
     metadata = {key: value for key, value in file.metadata.items() if key not in STALE_ENTRIES}
     with file_beside(target, replace=form.replace) as temporary:
-        num_bytes = write_lora(
-            file, temporary, form.file_format or file.file_format, precision=precision, metadata=metadata
-        )
+        num_bytes = write_lora(file, temporary, file_format, precision=precision, metadata=metadata)
         again = read_lora(temporary, file.family)
         if again.layers.keys() != file.layers.keys() or again.unmatched:
             raise SafelightError(
                 f"{target.name} reads back as something else than was written. This is a fault of Safelight."
             )
     return num_bytes, told_in_words(loads_in(again))
+
+
+def words_note(file: LoraFile, form: Form) -> list[str]:
+    """What to tell of trained words that `save` leaves out; nothing if there are none."""
+    if not file.embeddings or (form.file_format or file.file_format) is not FileFormat.DIFFUSERS:
+        return []
+    return [
+        f"Left out, because diffusers' names have none for trained words: {', '.join(file.embeddings)}. A run saves each word as "
+        "a file of its own too: load that beside this one, or keep kohya's names."
+    ]
+
+
+def prediction_words(kind: str) -> str:
+    """What a model predicts as people say it: "v" as "velocity (v)"."""
+    return PREDICTIONS.get(kind, kind)
 
 
 def precision_of(file: LoraFile) -> SavePrecision:

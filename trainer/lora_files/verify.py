@@ -20,10 +20,11 @@ from trainer.lora_files.changes import change_of, energy_of, title
 from trainer.lora_files.checkpoint import PARTS, Checkpoint
 from trainer.lora_files.edit import Edit, Removal, edited
 from trainer.lora_files.file import LoraFile
+from trainer.lora_files.layers import Layer
 from trainer.lora_files.names import UNET, Place
 from trainer.lora_files.programs import loads_in
 from trainer.lora_files.reading import read_lora
-from trainer.lora_files.results import precision_of
+from trainer.lora_files.results import precision_of, prediction_words
 from trainer.tasks import TaskControl
 
 STRONG = 1.0
@@ -31,6 +32,8 @@ STRONG = 1.0
 OUTLIER = 30.0
 """A layer with so many times the median norm of its kind stands out; trained files stay below a third of it."""
 LISTED = 5
+ROTATIONS = ("oft", "boft")
+"""Kinds that no alpha scales."""
 
 
 @dataclass
@@ -67,7 +70,7 @@ class LoraFacts:
             "kind": ", ".join(file.kinds),
             "layers": _parts(file),
             "rank": _counted(layer.rank for layer in file.layers.values() if layer.kind != "norm"),
-            "alpha": _counted(layer.alpha for layer in file.layers.values() if layer.kind != "norm"),
+            "alpha": _counted(_alpha(layer) for layer in file.layers.values() if layer.kind != "norm"),
             "key names": file.file_format.value,
             "number format": precision_of(file).value,
             "strength": _strength(self),
@@ -76,7 +79,7 @@ class LoraFacts:
             "author": metadata.get("modelspec.author", ""),
             "trained words": ", ".join(file.embeddings),
             "base model": metadata.get("ss_sd_model_name", ""),
-            "predicts": metadata.get("modelspec.prediction_type", ""),
+            "predicts": prediction_words(metadata.get("modelspec.prediction_type", "")),
             "trained for": f"{metadata['ss_steps']} steps" if "ss_steps" in metadata else "",
             "optimizer": metadata.get("ss_optimizer", ""),
             "learning rate": metadata.get("ss_learning_rate", ""),
@@ -92,7 +95,7 @@ class LoraFacts:
                 "layer": title(place),
                 "kind": layer.kind,
                 "rank": layer.rank,
-                "alpha": layer.alpha,
+                "alpha": _alpha(layer),
                 "norm": _rounded(self.norms.get(place)),
                 "relative": _rounded(self.relative.get(place)),
             }
@@ -131,7 +134,7 @@ def _look_at_keys(facts: LoraFacts, file: LoraFile) -> None:
     if file.unmatched:
         listed = ", ".join(f"{key} ({why})" for key, why in list(file.unmatched.items())[:LISTED])
         facts.warnings.append(f"{len(file.unmatched)} tensors are not understood: {listed}")
-    still = [place for place, layer in file.layers.items() if layer.alpha == 0 and layer.kind not in ("oft", "boft")]
+    still = [place for place, layer in file.layers.items() if layer.alpha == 0 and layer.kind not in ROTATIONS]
     if still:
         facts.warnings.append(f"{len(still)} layers have the alpha 0 and change nothing, {title(still[0])} first")
     if facts.programs and all(facts.programs.values()):
@@ -166,7 +169,9 @@ def _fits(facts: LoraFacts, file: LoraFile, base: Checkpoint) -> bool:
     said = file.metadata.get("modelspec.prediction_type", "")
     predicts = "v" if base.found.prediction_type == "v_prediction" else "epsilon"
     if said and said != predicts:
-        facts.warnings.append(f"it was trained on a model that predicts {said}, {base.name} predicts {predicts}")
+        facts.warnings.append(
+            f"it was trained on a model that predicts {prediction_words(said)}, {base.name} predicts {prediction_words(predicts)}"
+        )
     return True
 
 
@@ -225,6 +230,11 @@ def _parts(file: LoraFile) -> str:
     ordered = [part for part in PARTS if part in counted]
     named = [f"{counted[part]} in the {'U-Net' if part == UNET else part.replace('_', ' ')}" for part in ordered]
     return ", ".join(named)
+
+
+def _alpha(layer: Layer) -> float | None:
+    """Its alpha; None for a rotation without the limit that is stored under this name."""
+    return None if layer.kind in ROTATIONS and not layer.alpha else layer.alpha
 
 
 def _counted(values: Any) -> str:

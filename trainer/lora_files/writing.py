@@ -88,9 +88,15 @@ def as_written(file: LoraFile, file_format: FileFormat) -> LoraFile:
     """
     if file_format is not FileFormat.DIFFUSERS:
         return file
-    extra = [*file.biases, *file.embeddings]
-    if extra:
-        raise Unwritable(f"diffusers' names have none for differences of biases or trained words ({extra[0]}).")
+    if file.biases:
+        raise Unwritable(
+            f"diffusers' names have none for differences of biases, and {next(iter(file.biases)).module} has one. Keep kohya's "
+            "or ComfyUI's names."
+        )
+    if file.embeddings:
+        raise Unwritable(
+            f"diffusers' names have none for trained words, and the file has {', '.join(file.embeddings)}."
+        )
     return dataclasses.replace(file, layers={place: _for_peft(place, layer) for place, layer in file.layers.items()})
 
 
@@ -153,7 +159,10 @@ def _for_peft(place: Place, layer: Layer) -> Layer:
         return Decomposed(_balanced(place, layer.inner), layer.magnitude)
     if isinstance(layer, LowRank):
         return _balanced(place, layer)
-    raise Unwritable(f"diffusers reads LoRA and DoRA only; {place.module} is {layer.kind}.")
+    raise Unwritable(
+        f"diffusers reads LoRA and DoRA only; {place.module} is {layer.kind}. Convert can make LoRA of it: give a rank under "
+        "'Turn other kinds into LoRA of rank' on the Tools tab, or `lora convert --as-lora RANK`."
+    )
 
 
 def _balanced(place: Place, layer: LowRank) -> LowRank:
