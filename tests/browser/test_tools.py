@@ -88,6 +88,24 @@ def test_metadata_is_shown_as_text_and_edited(watched: Watch, server: Served, lo
     assert page.evaluate("window.hacked") is None
 
 
+def test_only_the_newest_result_is_open(watched: Watch, server: Served, loras: Path) -> None:
+    page = open_tools(watched, server)
+    page.locator("#tools-open-verify").click()
+    for name in ("mira", "ink"):
+        page.select_option("#tools-verify-lora", name)
+        page.locator("#tools-start").click()
+        done(page, f"Verify {name}")
+    newest, older = (page.locator("#tools-tasks .sl-task", has_text=f"Verify {name}").first for name in ("ink", "mira"))
+    expect(newest.locator(".sl-facts")).to_be_visible()
+    expect(older.locator(".sl-facts")).to_have_count(0)
+    older.locator("summary").first.click()
+    expect(older.locator(".sl-facts")).to_be_visible()
+    page.get_by_role("button", name="Dismiss all").click()
+    expect(page.locator("#tools-tasks .sl-task")).to_have_count(0)
+    expect(page.locator("#tools-dismiss-all")).to_be_hidden()
+    assert (loras / "mira.safetensors").exists()
+
+
 @pytest.mark.parametrize("dark", [False, True])
 def test_merging_on_a_phone(watched: Watch, server: Served, loras: Path, dark: bool) -> None:
     page = open_tools(watched, server, width=390, height=844, dark=dark)

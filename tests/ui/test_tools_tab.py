@@ -111,6 +111,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("resize", {"rank": True}, "Rank: type a number"),
     ("resize", {"keep": "energy"}, "type how much to keep"),
     ("resize", {"keep": "energy", "amount": 3}, "energy to keep is 3"),
+    ("resize", {"keep": "ratio", "amount": 0}, "ratio is 0"),
     ("resize", {"keep": "all"}, "'all' is no choice"),
     ("resize", {"format": "onnx"}, "'onnx' is no choice"),
     ("resize", {"base": "nothing"}, "no model 'nothing' in the library"),
@@ -124,6 +125,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("merge", {"conv_rank": 4}, "Rank: type one"),
     ("bake", {"base": "small/../other"}, "no model"),
     ("bake", {"loras": []}, "choose one or more"),
+    ("bake", {"loras": [{"name": "one", "weight": 1e9}]}, "Give a number from -10 to 10 other than 0"),
     ("bake", {"name": "small"}, "a model named small already"),
     ("extract", {"tuned": str(Path.home())}, "no model"),
     ("edit", {"lora": "mira/mira", "in_place": True}, "belongs to a run"),
@@ -158,6 +160,20 @@ def test_faults_of_the_work_are_told(desk: Any, services: Services) -> None:
     assert task["report"] is False and "not kept" in desk.tool_report({"id": task["id"]})["error"]
     desk.tool_task({"id": task["id"], "action": "dismiss"})
     assert desk.tools_state()["tasks"] == []
+
+
+def test_all_that_is_over_is_put_away_at_once(desk: Any, services: Services) -> None:
+    going = threading.Event()
+    for lora in ("one", "two"):
+        over(services, desk.tool_start({"tool": "verify", "values": {"lora": lora, "base": ""}}))
+    other = services.studio.tasks.start("import", "Import", "x", lambda control: "done")
+    services.studio.tasks.wait(10)
+    services.studio.tasks.start("lora", "Slow", "", lambda control: str(going.wait(30)))
+    assert desk.tool_task({"action": "dismiss_all"}) == {}
+    assert [task["title"] for task in desk.tools_state()["tasks"]] == ["Slow"]
+    assert services.studio.tasks.get(other).state == "done"
+    going.set()
+    services.studio.tasks.wait(10)
 
 
 def test_work_is_cancelled_and_shown_in_the_strip(

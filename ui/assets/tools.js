@@ -173,6 +173,8 @@
     const tool_bar = h("div", { class: "sl-panel-bar", role: "group", "aria-label": "Tools for LoRA files" });
     const panel = h("section", { class: "sl-panel", id: "tools-panel", hidden: true });
     const tasks = h("ul", { class: "sl-tasks", id: "tools-tasks" });
+    const clear = h("button", { type: "button", class: "sl-button", id: "tools-dismiss-all", hidden: true, onclick: dismiss_all }, "Dismiss all");
+    const unfolded = new Map(); // what a person has opened or folded, by task; else only the newest result is open
     const fields = new Map();
 
     function show(form) {
@@ -382,10 +384,30 @@
       }
     }
 
-    function task_card(task) {
-      const line = [task.total ? `${task.done.toLocaleString("en")} of ${task.total.toLocaleString("en")}` : "", task.text, task.left].filter(Boolean).join(" · ");
+    async function dismiss_all() {
+      await act(server, "tool_task", { action: "dismiss_all" });
+      look();
+      tool_bar.firstElementChild?.focus(); // the button is gone
+    }
+
+    /** What came of a task that is over, below its title; read when it is looked at. */
+    function outcome(task, newest) {
       const found = h("div", { class: "sl-report" });
-      if (task.report) details(task, found);
+      const box = h(
+        "details",
+        { open: unfolded.get(task.id) ?? newest },
+        h("summary", { "data-key": `fold ${task.id}`, onclick: () => unfolded.set(task.id, !box.open) }, task.title),
+        h("p", { class: "sl-line" }, task.message),
+        found,
+      );
+      const fill = () => box.open && task.report && !found.firstChild && details(task, found);
+      box.addEventListener("toggle", fill);
+      fill();
+      return box;
+    }
+
+    function task_card(task, newest) {
+      const line = [task.total ? `${task.done.toLocaleString("en")} of ${task.total.toLocaleString("en")}` : "", task.text, task.left].filter(Boolean).join(" · ");
       const result = task.result && task.result.url ? h("a", { class: "sl-button", href: task.result.url, download: "", "aria-label": `Download ${task.result.name}` }, "Download") : null;
       return h(
         "li",
@@ -394,9 +416,9 @@
         h(
           "div",
           { class: "sl-task-middle" },
-          h("strong", {}, task.title), " ", h("span", { class: "sl-line" }, task.active ? line : task.message),
-          task.active ? h("progress", { max: String(task.total || 1), value: task.total ? String(task.done) : null, "aria-label": `Progress of ${task.title}` }) : null,
-          found,
+          task.active
+            ? [h("strong", {}, task.title), " ", h("span", { class: "sl-line" }, line), h("progress", { max: String(task.total || 1), value: task.total ? String(task.done) : null, "aria-label": `Progress of ${task.title}` })]
+            : outcome(task, newest),
         ),
         h("div", { class: "sl-actions" }, result, button(task.active ? "Cancel" : "Dismiss", `${task.active ? "Cancel" : "Dismiss"} ${task.title}`, () => act_on(task, task.active ? "cancel" : "dismiss"))),
       );
@@ -411,7 +433,9 @@
       state = await call(server, "tools_state");
       busy = state.tasks.some((task) => task.active);
       redraw(table, state.loras, draw_files);
-      redraw(tasks, state.tasks, () => state.tasks.map(task_card));
+      const over = state.tasks.filter((task) => !task.active);
+      redraw(tasks, state.tasks, () => state.tasks.map((task) => task_card(task, task === over[0])));
+      clear.hidden = over.length < 2;
       refresh();
       suggest();
       if (!forms.length) {
@@ -430,7 +454,7 @@
     });
     element.replaceChildren(
       h("h2", {}, "LoRA files"), table, shelf,
-      h("h2", {}, "What to do with them"), tool_bar, panel, tasks,
+      h("h2", {}, "What to do with them"), tool_bar, panel, h("div", { class: "sl-actions" }, clear), tasks,
     );
     poll(element, async () => {
       round += 1;

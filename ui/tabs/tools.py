@@ -14,7 +14,7 @@ import gradio as gr
 from security.roots import resolve_user_file
 from security.web import current_login
 from trainer.config.choices import SavePrecision
-from trainer.lora_files.edit import FIELDS, Edit, Removal, edit_file
+from trainer.lora_files.edit import FIELDS, Edit, Removal, changes_in_words, edit_file
 from trainer.lora_files.shelf import LoraEntry, bring_in, find_lora, list_loras, new_lora_place, remove_lora
 from trainer.models.files import WEIGHT_SUFFIX
 from trainer.models.text import gigabytes
@@ -124,8 +124,14 @@ class ToolDesk:
         return {"task": ids[0]}
 
     def tool_task(self, argument: Any = None) -> dict[str, Any]:
-        """Cancels a task of this tab, or puts its report away."""
-        tasks, task_id = self.services.studio.tasks, text_of(argument, "id")
+        """Cancels a task of this tab, or puts its report away; `dismiss_all` does so with all that are over."""
+        tasks = self.services.studio.tasks
+        if text_of(argument, "action") == "dismiss_all":
+            for task in tasks.all():
+                if task.kind == LORA_KIND and not task.state.is_active:
+                    tasks.dismiss(task.id)
+            return {}
+        task_id = text_of(argument, "id")
         actions: dict[str, Callable[[str], None]] = {"cancel": tasks.cancel, "dismiss": tasks.dismiss}
         action = text_of(argument, "action")
         if action not in actions or tasks.get(task_id).kind != LORA_KIND:
@@ -293,7 +299,7 @@ def _start_edit(desk: ToolDesk, asked: Asked) -> tuple[str, Made]:
 
         _, told = edit_file(entry.path, target, edit, replace=in_place, progress=progress)
         result = {"name": target.stem, "url": f"{FILES_PREFIX}/loras/{quote(target.name)}"}
-        return f"{target.stem}: {'; '.join(told)}.", {"result": result, "notes": [], "head": [], "layers": []}
+        return f"{target.stem}: {changes_in_words(told)}.", {"result": result, "notes": [], "head": [], "layers": []}
 
     return f"Edit {entry.name}", made
 
@@ -316,12 +322,9 @@ def _start_resize(desk: ToolDesk, asked: Asked) -> tuple[str, Made]:
 
 def _start_merge(desk: ToolDesk, asked: Asked) -> tuple[str, Made]:
     from trainer.lora_files.changes import ranks_of
-    from trainer.lora_files.merge import Ingredient
     from trainer.lora_files.operations import merge_loras
 
     sources = [desk.weighted(name, weight) for name, weight in asked.weighted()]
-    for source in sources:
-        Ingredient(source.name, {}, source.weight)  # refuses odd weights now
     if len(sources) < 2:
         raise ShownError("LoRAs and their weights: choose two or more.")
     rank, conv_rank, keep = asked.rank("rank"), asked.rank("conv_rank"), asked.keep()
