@@ -101,6 +101,6 @@ class Services:
         ):
             if value not in known:
                 raise RefusedPath(
-                    f"{setting} is {value!r}. While the page is open to others, only what the library has can "
+                    f"{setting} is {value}. While the page is open to others, only what the library has can "
                     "be used: import it first."
                 )

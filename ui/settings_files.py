@@ -47,11 +47,20 @@ def surroundings(
             return None
         return size.samples + size.prior
 
+    def folder_fault(name: str) -> str:
+        if library_only:
+            return "" if name in dataset_names(workspace) else "is not among the datasets here; choose one"
+        try:
+            find_dataset(workspace, name)
+        except SafelightError:
+            return "is not on this machine; choose a dataset"
+        return ""
+
     names: dict[str, str] = {}
     for info in known:
         if not info.problem:
             names |= {text.lower(): info.name for text in (info.name, info.path.name, info.source) if text}
-    return Surroundings(samples=samples, models=names)
+    return Surroundings(samples=samples, models=names, folder_fault=folder_fault)
 
 
 def library_paths(workspace: Workspace, config: TrainConfig) -> tuple[dict[str, str], bool]:

@@ -7,7 +7,7 @@ import sys
 import pytest
 from PIL import Image
 
-from security.errors import SafelightError
+from security.errors import RefusedPath, SafelightError
 from trainer.config.schema import DatasetConfig
 from trainer.dataset.batches import BatchPlan, PlacedPicture
 from trainer.dataset.buckets import Placement, bucket_sizes, place
@@ -136,8 +136,13 @@ def test_foreign_names_and_folders_are_refused(tmp_path) -> None:
     workspace = Workspace.open(tmp_path / "space")
     with pytest.raises(SafelightError, match="no dataset named"):
         find_dataset(workspace, "nothing")
-    with pytest.raises(SafelightError, match="no folder"):
-        find_dataset(workspace, str(tmp_path / "nothing"))
+    for text in (str(tmp_path / "nothing"), "D:\\pics\\10_mira", "pics\\mira", "D:pics", "pics/mira"):
+        with pytest.raises(SafelightError) as refused:
+            find_dataset(workspace, text)
+        assert str(refused.value).startswith(f"There is no folder {text} on this machine. Choose a dataset")
+    for text in ("\\\\server\\share", "//server/share"):
+        with pytest.raises(RefusedPath, match="another machine"):
+            find_dataset(workspace, text)
     if sys.platform != "win32":
         with pytest.raises(SafelightError, match="belongs to the system"):
             find_dataset(workspace, "/proc/self")

@@ -176,6 +176,30 @@ def test_a_held_out_folder_outside_the_library_is_not_looked_for_either(tmp_path
     assert asked[False] is not None and asked[False](values)
 
 
+def test_a_folder_of_another_machine_is_told_at_the_import(tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    for access, here, away in (
+        (None, "Taken as it is", "is not on this machine; choose a dataset"),
+        (Access(listen=True), "Changed", "is not among the datasets here; choose one"),
+    ):
+        tab = tab_with_model(tmp_path / str(access is None), access)
+        for folder, title in (
+            ("D:\\pics\\10_mira", "Changed"),
+            (str(tmp_path / "here"), here),
+            ("ink", "Taken as it is"),
+        ):
+            (tmp_path / "kohya.json").write_text(json.dumps({**KOHYA, "train_data_dir": folder}))
+            groups = upload(tab, tmp_path / "kohya.json")[-1]["foreign"]["groups"]
+            ((told, entry),) = [
+                (group["title"], entry)
+                for group in groups
+                for entry in group["entries"]
+                if entry["ours"].startswith("dataset.folder")
+            ]
+            assert told.startswith(title) and entry["reason"] == (away if title == "Changed" else "")
+            assert entry["ours"] == f'dataset.folder = "{folder}"'
+
+
 def test_a_page_that_others_can_reach_counts_no_folders_and_tells_no_paths(tmp_path: Path) -> None:
     tab = tab_with_model(tmp_path, Access(listen=True))
     secret = tmp_path / "secret"

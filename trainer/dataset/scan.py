@@ -173,6 +173,10 @@ def _mask_of(folder: Path, name: str, size: tuple[int, int], measure: Measure) -
     return path, mask_hash
 
 
+_LIKE_A_PATH = re.compile(r"^[A-Za-z]:|[/\\]")
+"""No name has a slash, a backslash or a drive, on whatever system the path was written."""
+
+
 def find_dataset(workspace: Workspace, folder: str) -> Path:
     """The folder of a dataset given by name or by path. Raises SafelightError that lists the names when there is none.
 
@@ -180,11 +184,13 @@ def find_dataset(workspace: Workspace, folder: str) -> Path:
     """
     if folder in DEMO_DATASETS:
         return DEMO_DATASETS[folder]
+    if folder.startswith(("\\\\", "//")):  # refused before Windows could log in there to look
+        return resolve_user_folder(folder, None)
     path = Path(folder).expanduser()
-    if path.is_absolute() or len(path.parts) > 1:
+    if path.is_absolute() or _LIKE_A_PATH.search(folder):
         if not path.is_dir():
             raise SafelightError(
-                f"There is no folder {folder}. Give the name of a dataset or the path of a folder with pictures."
+                f"There is no folder {folder} on this machine. Choose a dataset, or give the path of a folder with pictures."
             )
         return resolve_user_folder(str(path.absolute()), None)
     inside = Root(workspace.datasets_dir).child(folder)

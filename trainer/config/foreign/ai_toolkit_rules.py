@@ -20,7 +20,7 @@ from trainer.config.foreign.taking import (
     text,
     whole,
 )
-from trainer.config.foreign.words import attempt, one_rate, take_optimizer, take_schedule
+from trainer.config.foreign.words import attempt, one_rate, take_folder, take_optimizer, take_schedule
 
 MAX_RANK = 256
 ADAPTERS: dict[str, str] = {"lora": "lora", "locon": "locon", "dora": "dora", "lokr": "lokr"}
@@ -206,7 +206,7 @@ def _folders(taking: Taking, folders: Mapping[str, float]) -> None:
         return
     names = list(folders)
     taking.part("datasets: folder_path", names[0])
-    taking.take("datasets: folder_path", "dataset.folder", names[0])
+    take_folder(taking, "datasets: folder_path", names[0])
     if len(names) > 1:
         first = folders[names[0]] or 1.0
         lines = [f"{folders[name] / first:.2f}".rstrip("0").rstrip(".") + f" {name}" for name in names[1:]]

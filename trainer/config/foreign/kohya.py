@@ -13,6 +13,7 @@ from trainer.config.foreign.report import Imported
 from trainer.config.foreign.sd_scripts import FINISHES
 from trainer.config.foreign.sd_scripts_keys import TABLE
 from trainer.config.foreign.sd_scripts_network import ARGUMENTS
+from trainer.config.foreign.sd_scripts_rules import NOTHING
 from trainer.config.foreign.taking import (
     Finish,
     Rule,
@@ -104,7 +105,7 @@ OWN: dict[str, Rule] = {
     "stop_text_encoder_training": later,
     "stop_text_encoder_training_pct": later,
     "noise_offset_type": unused("says which of the two kinds of noise is meant"),
-    "epoch": unused("max_train_steps or max_train_epochs comes before it"),
+    "epoch": later,
     "sdxl": unused("the family is read from the model's own files"),
     ADDITIONAL: later,
     **dict.fromkeys(["save_as_bool", "file_path", "model_list", "dim_from_weights_checkbox"], unused(_GUI_ONLY)),
@@ -156,7 +157,7 @@ def import_kohya(
     for key in ("network_module", "network_args: algo"):
         taking.part(key, values.get("LoRA_type", "Standard"))
     others = {key: unused(OTHER_FAMILY) for key in given if key.startswith(_OTHER_PREFIXES) and key not in OWN}
-    finishes: list[Finish] = [_additional, *FINISHES, _percentages]
+    finishes: list[Finish] = [_additional, _epoch, *FINISHES, _percentages]
     go_through(taking, {**TABLE, **others, **OWN, **_flat_rules(given), **_noise_rules(given)}, finishes)
     return taking.result(is_partial=is_partial)
 
@@ -171,8 +172,7 @@ def translated(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str
             name = key
         given[name] = value
         labels[name] = key
-    steps, epochs = (str(values.get(key, "")) for key in ("max_train_steps", "max_train_epochs"))
-    if "epoch" in given and steps in ("", "0", "None") and epochs in ("", "0", "None"):
+    if "epoch" in given and not _length_before_epoch(values):
         given.pop("max_train_epochs", None)
         given["max_train_epochs"] = given.pop("epoch")
         labels["max_train_epochs"] = "epoch"
@@ -181,6 +181,17 @@ def translated(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str
             given[name], labels[name] = option, f"{ADDITIONAL}: --{name}"
     _gather(given, labels)
     return given, labels
+
+
+def _length_before_epoch(values: Mapping[str, Any]) -> str:
+    """The key that says how long the run is before `epoch` counts; empty if none does."""
+    keys = ("max_train_epochs", "max_train_steps")
+    return next((key for key in keys if str(values.get(key, "")) not in ("", "None", *NOTHING)), "")
+
+
+def _epoch(taking: Taking) -> None:
+    if "epoch" in taking.given and not taking.is_done("epoch"):
+        taking.pass_over("epoch", f"{_length_before_epoch(taking.given)} comes before it")
 
 
 def _gather(given: dict[str, Any], labels: dict[str, str]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from trainer.config.foreign.taking import OFF, Taking, WrongValueError, as_number, as_switch, as_whole
+from trainer.config.foreign.words import take_folder
 
 COLOURS = "colours and angles of pictures are never changed"
 _AUGMENTATIONS = tuple(
@@ -48,7 +49,7 @@ def _folders(taking: Taking, trained: list[Mapping[str, Any]]) -> None:
         return
     paths = [str(concept.get("path", "")) for concept in trained]
     taking.part("concepts: path", paths[0])
-    taking.take("concepts: path", "dataset.folder", paths[0])
+    take_folder(taking, "concepts: path", paths[0])
     try:
         balances = [as_number(concept.get("balancing", 1.0)) for concept in trained]
     except WrongValueError as error:

@@ -20,38 +20,36 @@ _PATH = re.compile(r"^[^\n]{1,1024}\.(txt|toml|json)$", re.IGNORECASE)
 
 
 def take_prompts(taking: Taking, key: str, value: Any) -> None:
-    """Prompts given as text. Their options hold for one line each, ours for all: the first line's are taken."""
+    """Prompts given as text. Their options hold for one line each, ours for all: the first that is given is taken."""
     given = as_text(value).strip()
     if _PATH.match(given):
         taking.refuse(key, "is the name of a file; import that file together with this one")
         return
     lines = [line.strip() for line in given.splitlines() if line.strip() and not line.strip().startswith("#")]
     prompts = [re.split(r"\s--", f" {line}")[0].strip() for line in lines]
-    found: dict[str, Any] = {}
-    differing: list[str] = []
-    for line in lines:
-        for name, argument in re.findall(r"\s--(\w+)\s*((?:(?!\s--).)*)", line):
-            _option(taking, f"{key}: --{name}", name, argument.strip(), found, differing)
+    options = [_options(taking, key, line) for line in lines]
     taking.take(key, "sample.prompts", [prompt for prompt in prompts if prompt])
-    for ours, number in found.items():
-        taking.take(f"{key}: {ours.rpartition('.')[2]}", ours, number, given=number)
-    for name in dict.fromkeys(differing):
-        taking.refuse(name, "holds for one prompt there; here all prompts share it, so the first one's is taken")
+    for ours, first in {name: value for one in reversed(options) for name, value in one.items()}.items():
+        is_common = all(one.get(ours) == first for one in options)
+        reason = "" if is_common else "the lines there differ in it; here one value holds for all prompts"
+        taking.take(f"{key}: {ours.rpartition('.')[2]}", ours, first, reason, given=first)
 
 
-def _option(taking: Taking, key: str, name: str, argument: str, found: dict[str, Any], differing: list[str]) -> None:
-    if name not in OPTIONS:
-        if not taking.is_done(key):
-            taking.refuse(key, "this option of a prompt is not offered")
-        return
-    ours, kind = OPTIONS[name]
-    try:
-        number = {int: as_whole, float: as_number, str: as_text}[kind](argument)
-    except WrongValueError as error:
-        taking.refuse(key, f"{error}, so it can't be read")
-        return
-    if found.setdefault(ours, number) != number:
-        differing.append(key)
+def _options(taking: Taking, key: str, line: str) -> dict[str, Any]:
+    """What one line says of our settings; options that can't be taken are told."""
+    found: dict[str, Any] = {}
+    for name, argument in re.findall(r"\s--(\w+)\s*((?:(?!\s--).)*)", line):
+        label = f"{key}: --{name}"
+        if name not in OPTIONS:
+            if not taking.is_done(label):
+                taking.refuse(label, "this option of a prompt is not offered")
+            continue
+        ours, kind = OPTIONS[name]
+        try:
+            found[ours] = {int: as_whole, float: as_number, str: as_text}[kind](argument.strip())
+        except WrongValueError as error:
+            taking.refuse(label, f"{error}, so it can't be read")
+    return found
 
 
 def prompts(taking: Taking) -> None:

@@ -91,7 +91,7 @@ def shown(key: str, value: Any) -> str:
     """A value as a report shows it: short, and never a secret."""
     if _SECRET_KEY.search(key) and value:
         return HIDDEN
-    text = redact(json.dumps(value, ensure_ascii=False, default=str))
+    text = redact(json.dumps(value, ensure_ascii=False, default=str)).replace("\\\\", "\\")  # a path as it was typed
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
 
 

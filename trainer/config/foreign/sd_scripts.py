@@ -21,17 +21,17 @@ from trainer.config.foreign.taking import (
     as_whole,
     go_through,
     later,
-    text,
     unless_off,
     unused,
     whole,
 )
+from trainer.config.foreign.words import take_folder
 
 PROGRAM = "sd-scripts"
 FINISHES: tuple[Finish, ...] = (loss_kind, network, optimizer, scheduler_class, length, prompts)
 """In this order: lengths need batch and dataset, and a warm-up as a share needs the length."""
 DATASET_TABLE: dict[str, Rule] = {
-    "image_dir": text("dataset.folder"),
+    "image_dir": take_folder,
     "num_repeats": whole("dataset.repeats"),
     "batch_size": whole("training.batch_size"),
     "is_reg": unused("the first folder to train on is the dataset"),

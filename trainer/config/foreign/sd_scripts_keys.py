@@ -36,6 +36,7 @@ from trainer.config.foreign.words import (
     WHOLE_STATE,
     WORKERS,
     take_base,
+    take_folder,
     take_name,
     take_schedule,
 )
@@ -63,7 +64,7 @@ MODEL: dict[str, Rule] = {
     "use_safetensors": unused("only safetensors are written"),
 }
 DATASET: dict[str, Rule] = {
-    "train_data_dir": text("dataset.folder"),
+    "train_data_dir": take_folder,
     "reg_data_dir": regularisation,
     "in_json": unless_off("captions come from files beside the pictures; import the pictures with their captions"),
     "dataset_config": later,

@@ -52,6 +52,8 @@ OPTIMIZER_ARGS_UNUSED = {
     "foreach": "it changes only the speed",
     "fused": "it changes only the speed",
 }
+NOTHING = ("0", "0.0")
+"""How a number that stands for nothing is written."""
 
 
 # -- rules for one key --
@@ -280,7 +282,7 @@ def split_args(value: Any) -> list[str]:
 
 
 def _is_zero(value: Any) -> bool:
-    return str(value) in ("0", "0.0")
+    return str(value) in NOTHING
 
 
 def _trained_parts(taking: Taking) -> None:
@@ -364,10 +366,12 @@ def trains_text_encoder(taking: Taking) -> None:
 def length(taking: Taking) -> None:
     """Steps or epochs (which come first there), and everything that is counted in epochs or shares of the run."""
     epochs, steps = taking.value("max_train_epochs"), taking.value("max_train_steps")
-    if epochs is not None and str(epochs) not in ("0", "0.0"):
+    if epochs is not None and str(epochs) not in NOTHING:
         epochs_as_steps(taking, "max_train_epochs", "training.max_train_steps")
         if steps is not None:
-            taking.pass_over("max_train_steps", "max_train_epochs comes before it")
+            name, is_off = taking.label("max_train_epochs"), str(steps) in NOTHING
+            reason = f"is 0 there, so {name} counts" if is_off else f"{name} comes before it"
+            taking.pass_over("max_train_steps", reason)
     elif epochs is not None:
         taking.pass_over("max_train_epochs", "is 0 there, so max_train_steps counts")
     attempt(taking, "max_train_steps", _steps)

@@ -26,16 +26,22 @@ def _unknown_samples(_values: Mapping[str, Any]) -> float | None:
     return None
 
 
+def _any_folder(_name: str) -> str:
+    return ""
+
+
 @dataclass(frozen=True)
 class Surroundings:
     """What an import may ask about the machine it runs on.
 
     `samples`: pictures times repeats of an epoch for our settings (`section.field` -> value), None if the dataset isn't
-    here. `models`: file, folder and repository names in small letters -> name in the library.
+    here. `models`: file, folder and repository names in small letters -> name in the library. `folder_fault`: why a dataset
+    or folder can't be used on this machine, in words; empty if it can.
     """
 
     samples: Callable[[Mapping[str, Any]], float | None] = _unknown_samples
     models: Mapping[str, str] = field(default_factory=dict)
+    folder_fault: Callable[[str], str] = _any_folder
 
 
 class WrongValueError(ValueError):
@@ -69,6 +75,10 @@ class Taking:
         """Their value, `otherwise` when it is left out or empty."""
         value = self.given.get(key)
         return otherwise if value is None or value == "" else value
+
+    def label(self, key: str) -> str:
+        """What a key is called in the file."""
+        return self._labels.get(key, key)
 
     def values(self) -> dict[str, Any]:
         """All of our settings as the import has them so far."""
@@ -130,7 +140,7 @@ class Taking:
 
     def _note(self, entry: Entry) -> None:
         self._done.add(entry.theirs)
-        self._entries.append(replace(entry, theirs=self._labels.get(entry.theirs, entry.theirs)))
+        self._entries.append(replace(entry, theirs=self.label(entry.theirs)))
 
     def _undo(self, ours: str, reason: str) -> None:
         """Gives up one of our settings that does not go with the others."""

@@ -72,6 +72,8 @@ OTHER_FAMILY = "is for models that Safelight does not train; it trains Stable Di
 NO_EMA = "there is no moving average of the weights"
 KEYS_APART = "keys and tokens are never part of settings; put them where `python launch.py tokens` says"
 
+FETCH = "fetch it on the Models tab or with `python launch.py fetch {}`"
+
 
 def plain_name(name: str) -> str:
     """`torch.optim.AdamW` -> `adamw`."""
@@ -109,9 +111,15 @@ def take_base(taking: Taking, key: str, value: Any) -> None:
         reason = "" if known == path else "that is its name in the library"
         taking.take(key, "model.base", known, reason)
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", path):
-        taking.take(key, "model.base", path, f"is not in the library; fetch it with `python launch.py fetch {path}`")
+        taking.take(key, "model.base", path, f"is not in the library; {FETCH.format(path)}")
     else:
         taking.take(key, "model.base", path)
+
+
+def take_folder(taking: Taking, key: str, value: Any, *, given: Any = None) -> None:
+    """Takes the folder that is trained on, and says so if there is none such here."""
+    name = as_text(value)
+    taking.take(key, "dataset.folder", name, taking.around.folder_fault(name), given=given)
 
 
 def name_of(text: str) -> str:
