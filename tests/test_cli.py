@@ -115,6 +115,7 @@ def test_settings_are_told_from_other_arguments() -> None:
     ("flags", "words"),
     [
         (["--lora.rnk", "8"], "Did you mean lora.rank?"),
+        (["--lora.nosuch", "8"], "is not a setting. See `python launch.py train --help`"),
         (["--lora.rank", "8", "--lora.alpha"], "lora.alpha needs a value"),
         (["--lora.rank", "many"], "lora.rank is 'many'"),
         (["--lora.rank", "0"], "lora.rank"),
@@ -425,3 +426,9 @@ def test_a_run_is_checked_from_the_command_line(tmp_path: Path, capsys: pytest.C
     report = json.loads(capsys.readouterr().out)
     assert not report["ok"] and any("nowhere" in one["text"] for one in report["findings"])
     assert cli.main(["check", str(tmp_path / "missing.toml"), *where]) == 2
+    capsys.readouterr()
+    for command in (["check"], ["train"], ["rebuild"], ["settings", "export"], ["settings", "import"]):
+        for path, told in ((tmp_path, "is a folder"), (tmp_path / "missing.toml", "There is no file")):
+            assert cli.main([*command, str(path), *where]) == 2
+            fault = capsys.readouterr().err
+            assert told in fault and str(path) in fault, "the path as it was typed"

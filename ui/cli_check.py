@@ -16,6 +16,7 @@ from trainer.preflight.checks import Level
 from trainer.preflight.estimates import Estimate
 from trainer.words import duration
 from trainer.workspace import Workspace
+from ui.settings_files import named_file
 
 WORDS = {Level.FAULT: "FAULT", Level.WARNING: "WARNING", Level.NOTE: "note", Level.GOOD: "ok"}
 FAILED = 1
@@ -23,7 +24,7 @@ FAILED = 1
 
 def check(workspace: Workspace, path: Path, flags: Sequence[str], *, dry_run: bool, as_json: bool) -> int:
     """Checks a run and prints what was found; 1 when it can't succeed. Raises SafelightError for unusable settings."""
-    config = parse_config(apply_flags(load_values(path), flags))
+    config = parse_config(apply_flags(load_values(named_file(path)), flags))
     configure_logging(workspace)
     past = Jobs(workspace).runs()
     teller = _Teller(shown=sys.stderr.isatty() and not as_json)

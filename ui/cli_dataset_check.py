@@ -16,6 +16,7 @@ from trainer.dataset.fixes import apply_fix, find_fix
 from trainer.dataset.quality import CHECKS, Severity
 from trainer.tasks import TaskControl, TaskState
 from ui.cli_dataset import FAILED, open_studio, watch
+from ui.settings_files import named_file
 
 SHOWN_PICTURES = 10
 
@@ -88,7 +89,7 @@ def _waited(checking: Checking, title: str, options: argparse.Namespace, work: W
 
 
 def _config(options: argparse.Namespace) -> TrainConfig:
-    values = load_values(options.config) if options.config is not None else {}
+    values = load_values(named_file(options.config)) if options.config is not None else {}
     flags = []
     if options.resolution is not None:
         flags += ["--dataset.resolution", options.resolution]

@@ -9,6 +9,7 @@ from security.errors import SafelightError
 from trainer.config.files import apply_flags, load_values, parse_config, parse_text
 from trainer.dataset.prepare import OPTIONS, prepare_dataset, prepare_options
 from ui.cli_dataset import follow, meant_pictures, open_studio, picture_arguments
+from ui.settings_files import named_file
 
 
 def prepare_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +46,9 @@ def prepare(options: argparse.Namespace) -> int:
         flags += ["--dataset.resolution", options.resolution]
     if options.base is not None:
         flags += ["--model.base", options.base]
-    config = parse_config(apply_flags(load_values(options.config) if options.config is not None else {}, flags))
+    config = parse_config(
+        apply_flags(load_values(named_file(options.config)) if options.config is not None else {}, flags)
+    )
     studio = open_studio(options)
     dataset = studio.open(options.name)
     names = meant_pictures(dataset, options.pictures) if options.pictures else None

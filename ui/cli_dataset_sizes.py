@@ -14,6 +14,7 @@ from trainer.dataset.repeats import set_repeats
 from trainer.workspace import Workspace
 from ui.cli_dataset import open_studio
 from ui.cli_lists import print_table
+from ui.settings_files import named_file
 
 
 def sizes_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +56,7 @@ def show_sizes(options: argparse.Namespace) -> int:
 
 
 def _config(options: argparse.Namespace, name: str) -> TrainConfig:
-    values = load_values(options.config) if options.config else config_values(TrainConfig())
+    values = load_values(named_file(options.config)) if options.config else config_values(TrainConfig())
     for asked in options.set:
         if "=" not in asked:
             raise SafelightError(

@@ -15,6 +15,7 @@ from trainer.rebuild import PLACES, Checked, check_rebuild, compare_results, rea
 from trainer.runs import RunFolder, RunState
 from trainer.workspace import Workspace
 from ui.cli_run import Follower
+from ui.settings_files import named_file
 
 NOT_THE_SAME = 1
 """Exit code when a check found, or a rebuild gave, something other than the file says."""
@@ -44,7 +45,7 @@ def rebuild_arguments(parser: argparse.ArgumentParser) -> None:
 def rebuild(workspace: Workspace, options: argparse.Namespace) -> int:
     """Compares, trains and compares the result. Raises SafelightError where something is missing or decisively other."""
     as_json: bool = options.json
-    recipe = read_recipe(options.file)
+    recipe = read_recipe(named_file(options.file))
     checked = check_rebuild(workspace, recipe, rebuild_config(recipe, options.flags))
     _tell(checked, as_json=as_json)
     if options.check:

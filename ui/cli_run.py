@@ -28,6 +28,7 @@ from trainer.runs import Progress, RunFolder, RunState
 from trainer.words import duration
 from trainer.workspace import Workspace
 from ui.rates import rates_line
+from ui.settings_files import named_file
 from ui.signals import ending_signals
 from ui.views import best_text, plan_text
 
@@ -117,7 +118,7 @@ def finish_demo(workspace: Workspace, progress: Progress, out: Path | None) -> D
 
 def train(workspace: Workspace, path: Path, flags: Sequence[str], *, as_json: bool) -> int:
     """Trains what a TOML file and flags say. Raises SafelightError for settings that can't be run."""
-    config = parse_config(apply_flags(load_values(path), flags))
+    config = parse_config(apply_flags(load_values(named_file(path)), flags))
     configure_logging(workspace)
     jobs = Jobs(workspace)
     run_id = jobs.submit(config)

@@ -25,7 +25,7 @@ from trainer.config.presets import (
     shipped_presets,
 )
 from trainer.workspace import Workspace
-from ui.settings_files import library_paths, surroundings
+from ui.settings_files import library_paths, named_file, surroundings
 from ui.subcommands import add_subcommands
 
 
@@ -60,10 +60,7 @@ def _presets_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_import(workspace: Workspace, options: argparse.Namespace) -> int:
     """Reads settings of kohya_ss, sd-scripts, OneTrainer, ai-toolkit or a preset, and tells what became of each."""
-    for path in options.files:
-        if not path.is_file():
-            raise RefusedPath(f"There is no file {path}. Check the path.")
-    result = read_settings(options.files, surroundings(workspace))
+    result = read_settings([named_file(path) for path in options.files], surroundings(workspace))
     if options.out is not None:
         _write(options.out, dump_config(result.config))
     saved = save_preset(workspace.path, options.preset, result.values) if options.preset else None
@@ -92,7 +89,7 @@ def report_values(result: Imported) -> dict[str, Any]:
 
 def run_export(workspace: Workspace, options: argparse.Namespace) -> int:
     """Writes a run as files for sd-scripts, and tells what they cannot say."""
-    config = load_config(options.config)
+    config = load_config(named_file(options.config))
     paths, is_sdxl = library_paths(workspace, config)
     exported = export_sd_scripts(config, paths, is_sdxl=is_sdxl)
     if options.out is not None:

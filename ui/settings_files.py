@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from security.errors import SafelightError
+from security.errors import RefusedPath, SafelightError
 from trainer.config.files import dump_config
 from trainer.config.foreign.report import Imported, Outcome
 from trainer.config.foreign.sd_scripts_export import export_sd_scripts
@@ -120,6 +120,15 @@ def sd_scripts_files(workspace: Workspace, config: TrainConfig, *, show_paths: b
         "notes": list(exported.notes),
         "lost": [entry.line() for entry in exported.lost],
     }
+
+
+def named_file(path: Path) -> Path:
+    """The file that a person named on the command line. Raises RefusedPath with the path as it was typed."""
+    if path.is_dir():
+        raise RefusedPath(f"{path} is a folder. Name the file in it.")
+    if not path.is_file():
+        raise RefusedPath(f"There is no file {path}. Check the path.")
+    return path
 
 
 def uploaded(paths: str | Sequence[str]) -> list[Path]:

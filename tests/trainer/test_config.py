@@ -73,6 +73,28 @@ def test_all_faults_come_at_once_with_value_and_range() -> None:
     assert {fault.setting for fault in caught.value.faults} >= {"lora.rank", "optimizer.learning_rate"}
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("lora.rnak", "lora.rank"),
+        ("lora.alhpa", "lora.alpha"),
+        ("lroa.rank", "lora.rank"),
+        ("optimzer.learning_rat", "optimizer.learning_rate"),
+        ("training.max_steps", "training.max_train_steps"),
+        ("save.every", "save.every_n_steps"),
+        ("nmae", "name"),
+        ("lora.nosuch", ""),
+        ("training.nonsense", ""),
+        ("optimizer.lr", ""),
+        ("lora.x", ""),
+    ],
+)
+def test_only_a_name_that_is_near_is_offered(typed: str, meant: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        apply_flags({}, [f"--{typed}", "1"])
+    assert str(refused.value).endswith(f"Did you mean {meant}?" if meant else "--help` for all of them.")
+
+
 def test_a_setting_in_the_wrong_section_is_found() -> None:
     with pytest.raises(ConfigError, match=r"Did you mean training\.max_train_steps\?"):
         parse_config({"optimizer": {"max_train_steps": 3}})

@@ -193,9 +193,15 @@ def _sections() -> set[str]:
 
 
 def _did_you_mean(name: str) -> str:
-    names = [setting.name for setting in iter_settings()]
-    by_field = [known for known in names if known.split(".")[-1] == name.split(".")[-1]]
-    near = by_field or difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    section, _, field = name.rpartition(".")
+    known = list(iter_settings())
+    own = [setting.field for setting in known if setting.section == section]
+    near = [setting.name for setting in known if setting.field == field]
+    if not near:  # the section is alike in all of its settings, so only what stands behind it tells which one is meant
+        alike = difflib.get_close_matches(field, own, n=1, cutoff=0.7)
+        alike = alike or [one for one in own if len(field) > 2 and one.startswith(field)]
+        near = [f"{section}.{one}".lstrip(".") for one in alike]
+    near = near or difflib.get_close_matches(name, [setting.name for setting in known], n=1, cutoff=0.85)
     return f" Did you mean {near[0]}?" if near else " See `python launch.py train --help` for all of them."
 
 
