@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
+from security.errors import SafelightError
 from tests.trainer.test_foreign import FLAT_PRESET, KOHYA, SD_DATASET, SD_SCRIPTS
 from tests.ui.conftest import make_services
 from tests.ui.test_form import typed
@@ -119,6 +120,25 @@ def test_a_preset_of_ones_own_is_kept_and_brings_all_its_settings(tmp_path: Path
     assert tab.chooser.list_own(None)["presets"] == []
     with pytest.raises(gr.Error, match="nothing to keep"):
         tab.save_preset(at_start(tab, Start()), SimpleNamespace(name="empty", reason=""))
+
+
+def test_a_name_that_cannot_be_kept_is_refused_before_the_dialog_closes(tmp_path: Path) -> None:
+    chooser = tab_with_model(tmp_path).chooser
+    save_preset(chooser.services.workspace.path, "face", {"lora.rank": 24})
+    assert chooser.may_save_own({"name": "a" * 64, "reason": "r" * 500}) == {}
+    for name, reason, told in (
+        ("face", "", "There is a preset face already"),
+        ("a" * 65, "", "The name has 65 characters; 64 are allowed"),
+        ("ü" * 200, "", "The name has 200 characters; 64 are allowed"),
+        ("a/b", "", "it has the character /"),
+        (" ", "", "it is empty"),
+        ("b", "r" * 501, "The reason has 501 characters; 500 are allowed"),
+    ):
+        with pytest.raises(SafelightError) as refused:
+            chooser.may_save_own({"name": name, "reason": reason})
+        assert told in str(refused.value)
+    with pytest.raises(SafelightError, match="65 characters; 64 are allowed"):
+        chooser.rename_own({"name": "face", "new": "a" * 65})
 
 
 def upload(tab: TrainTab, *paths: Path, **values: Any) -> list[Any]:

@@ -149,22 +149,30 @@ def own_preset(workspace_path: Path, name: str) -> Preset:
 
 def save_preset(workspace_path: Path, name: str, values: Mapping[str, Any], reason: str = "") -> Path:
     """Writes a preset of what differs from the defaults. Raises RefusedName, or RefusedConfig for texts with a token."""
+    path = new_preset_path(workspace_path, name, reason)
+    text = preset_text(path.stem, values, reason)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Root(path.parent).write_text_atomic(path, text)
+    return path
+
+
+def new_preset_path(workspace_path: Path, name: str, reason: str = "") -> Path:
+    """Where a preset would be kept. Raises RefusedName for a name that is no good or taken, RefusedConfig for a reason
+    that is too long and when there are too many.
+    """
     folder = workspace_path / OWN_FOLDER
     if folder.is_dir() and len(list(folder.glob("*.toml"))) >= MAX_OWN_PRESETS:
         raise RefusedConfig(f"There are {MAX_OWN_PRESETS} presets already. Delete some of them.")
     path = _path(workspace_path, name)
     if path.exists():
         raise RefusedName(f"There is a preset {path.stem} already. Choose another name, or delete it first.")
-    text = preset_text(path.stem, values, reason)
-    folder.mkdir(parents=True, exist_ok=True)
-    Root(folder).write_text_atomic(path, text)
+    _refuse_long_reason(reason)
     return path
 
 
 def preset_text(title: str, values: Mapping[str, Any], reason: str = "") -> str:
     """A preset as TOML. Raises RefusedConfig if a text in it holds a token."""
-    if len(reason) > MAX_REASON_LENGTH:
-        raise RefusedConfig(f"The reason has {len(reason)} characters; {MAX_REASON_LENGTH} are allowed.")
+    _refuse_long_reason(reason)
     document = tomlkit.document()
     document["title"] = title
     document["reason"] = reason
@@ -178,6 +186,11 @@ def preset_text(title: str, values: Mapping[str, Any], reason: str = "") -> str:
     text = tomlkit.dumps(document)
     refuse_secrets(text, f"The preset {title}")
     return text
+
+
+def _refuse_long_reason(reason: str) -> None:
+    if len(reason) > MAX_REASON_LENGTH:
+        raise RefusedConfig(f"The reason has {len(reason)} characters; {MAX_REASON_LENGTH} are allowed. Shorten it.")
 
 
 def rename_preset(workspace_path: Path, name: str, new: str) -> Path:
@@ -199,10 +212,10 @@ def delete_preset(workspace_path: Path, name: str) -> None:
 
 
 def _path(workspace_path: Path, name: str) -> Path:
-    stem = safe_name(name.strip(), "preset name")
-    if len(stem) > MAX_NAME_LENGTH:
-        raise RefusedName(f"The name has {len(stem)} characters; {MAX_NAME_LENGTH} are allowed.")
-    return workspace_path / OWN_FOLDER / f"{stem}.toml"
+    typed = name.strip()
+    if len(typed) > MAX_NAME_LENGTH:
+        raise RefusedName(f"The name has {len(typed)} characters; {MAX_NAME_LENGTH} are allowed. Shorten it.")
+    return workspace_path / OWN_FOLDER / f"{safe_name(typed, 'preset name')}.toml"
 
 
 def _existing(workspace_path: Path, name: str) -> Path:

@@ -15,6 +15,7 @@ from trainer.config.presets import (
     Preset,
     delete_preset,
     memory_level,
+    new_preset_path,
     own_preset,
     own_presets,
     rename_preset,
@@ -71,7 +72,7 @@ class StartChooser:
                 elem_id="own-preset",
                 min_width=240,
             )
-        functions = (self.list_own, self.rename_own, self.delete_own)
+        functions = (self.list_own, self.may_save_own, self.rename_own, self.delete_own)
         self.view = drawn_view("presets", functions=functions, events=["save", "changed"])
 
     @property
@@ -137,6 +138,12 @@ class StartChooser:
         """The presets of one's own, and the files that can't be read."""
         presets, faults = own_presets(self.services.workspace.path)
         return {"presets": [_told(preset) for preset in presets], "faults": faults}
+
+    def may_save_own(self, argument: Any) -> dict[str, Any]:
+        """Refuses a name or reason that can't be kept, while the dialog that asks for them is still there."""
+        asked = argument if isinstance(argument, dict) else {}
+        new_preset_path(self.services.workspace.path, str(asked.get("name", "")), str(asked.get("reason", "")))
+        return {}
 
     def rename_own(self, argument: Any) -> dict[str, Any]:
         """Gives one another name."""
