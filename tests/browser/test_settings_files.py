@@ -60,6 +60,7 @@ def test_a_purpose_a_preset_and_a_foreign_file(watched: Watch, with_model: Serve
     expect(rank).to_have_value("24")
     expect(page.locator("#start-reason")).to_contain_text("Your preset ink style is laid over it.")
     expect(page.locator(".sl-changes")).to_have_count(0)
+    page.wait_for_timeout(1000)  # the browser stores the draft a moment after the page shows it
     page.reload()
     expect(page.locator("#own-preset input")).to_have_value("ink style")
     expect(page.locator("#purpose input:checked")).to_have_value("style")
