@@ -54,20 +54,23 @@ def closed_environment(temp_parent: Path | None = None) -> Path:
         missing = [host for host in ("127.0.0.1", "localhost", "::1") if host not in present]
         os.environ[name] = ",".join(present + missing)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    parent = Path(tempfile.gettempdir()) if temp_parent is None else temp_parent
-    parent.mkdir(parents=True, exist_ok=True)
-    _sweep_stale(parent)
-    folder, lock = _new_folder(parent)
+    folder, lock = temporary_folder(_TEMP_PREFIX, temp_parent)
     _held_locks.append(lock)
-    atexit.register(_remove_own, folder, lock)
+    atexit.register(remove_temporary, folder, lock)
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     return folder
 
 
-def _new_folder(parent: Path) -> tuple[Path, BinaryIO]:
-    """A new folder (mode 0700) and its lock, held."""
+def temporary_folder(prefix: str, parent: Path | None = None) -> tuple[Path, BinaryIO]:
+    """A new folder (mode 0700) in `parent` (the system's one if None) and its lock, held: keep it until the folder goes.
+
+    Folders of the same prefix whose program was killed are removed first.
+    """
+    parent = Path(tempfile.gettempdir()) if parent is None else parent
+    parent.mkdir(parents=True, exist_ok=True)
+    _sweep_stale(parent, prefix)
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=_TEMP_PREFIX, dir=parent)).resolve()
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent)).resolve()
         lock = (folder / _LOCK_NAME).open("wb")
         if _lock_file(lock) and (folder / _LOCK_NAME).exists():
             return folder, lock
@@ -90,9 +93,9 @@ def _lock_file(file: BinaryIO) -> bool:
     return True
 
 
-def _sweep_stale(parent: Path) -> None:
+def _sweep_stale(parent: Path, prefix: str) -> None:
     """Removes temporary folders of ours whose program is gone. Only this user's; rmtree refuses links by itself."""
-    for folder in parent.glob(_TEMP_PREFIX + "*"):
+    for folder in parent.glob(prefix + "*"):
         try:
             if hasattr(os, "getuid") and folder.lstat().st_uid != os.getuid():
                 continue
@@ -107,6 +110,7 @@ def _sweep_stale(parent: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _remove_own(folder: Path, lock: BinaryIO) -> None:
+def remove_temporary(folder: Path, lock: BinaryIO) -> None:
+    """Removes a folder that `temporary_folder` made."""
     lock.close()
     shutil.rmtree(folder, ignore_errors=True)

@@ -20,6 +20,8 @@ from security.policy import CHILD_VARIABLE_PREFIXES, CHILD_VARIABLES, MAX_CHILD_
 
 MAX_LINE_BYTES = 64 * 1024
 """Longest line of a program that answers in lines."""
+MAX_SAID_BYTES = 4 * 1024 * 1024
+"""Longest line of a Talker; a longer one arrives in pieces."""
 _POLL_SECONDS, _END_SECONDS = 0.1, 10.0
 
 Completed = subprocess.CompletedProcess[str]
@@ -118,6 +120,75 @@ def converse(
         process.wait()
         raise
     return subprocess.CompletedProcess([*argv], process.returncode, "", errors.held.decode("utf-8", "replace"))
+
+
+class Talker:
+    """A program of this Python that runs beside this one, is told lines and says lines. `heard` gets (line, is_error).
+
+    Environment as of `run`. It sees the end of what it is told when this program ends, however it does.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        folder: Path,
+        heard: Callable[[str, bool], None],
+        descriptors: Sequence[int] = (),
+    ) -> None:
+        self._process = subprocess.Popen(
+            [*argv],
+            env={**scrubbed_environment(), **env},
+            cwd=folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=tuple(descriptors),
+            start_new_session=True,  # so that Ctrl+C reaches this program alone, which then ends it well
+        )
+        pipes = ((self._process.stdout, False), (self._process.stderr, True))
+        self._readers = [
+            threading.Thread(target=self._read, args=(pipe, is_error, heard), name="safelight-pipe", daemon=True)
+            for pipe, is_error in pipes
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    @property
+    def pid(self) -> int:
+        """Its number in the system."""
+        return self._process.pid
+
+    def say(self, line: str) -> None:
+        """Tells it a line; one that has ended hears nothing."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError, ValueError):
+            self._process.stdin.write(f"{line}\n".encode())
+            self._process.stdin.flush()
+
+    def returncode(self) -> int | None:
+        """How it ended, once everything that it said was heard; None before."""
+        code = self._process.poll()
+        if code is None:
+            return None
+        for reader in self._readers:
+            reader.join(_END_SECONDS)
+        return code
+
+    def kill(self) -> None:
+        """Ends it at once, with all that it started."""
+        _kill_group(self._process)
+        self._process.wait()
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+
+    @staticmethod
+    def _read(pipe: IO[bytes], is_error: bool, heard: Callable[[str, bool], None]) -> None:
+        with pipe:
+            while line := pipe.readline(MAX_SAID_BYTES):
+                heard(line.decode("utf-8", "replace").rstrip("\r\n"), is_error)
 
 
 def _hear_all(

@@ -42,6 +42,7 @@ _SYSTEM_FILES = (
 program from it is given. /proc/self is listed by file: its `environ` still holds the variables the program began with."""
 _LIBRARY_BYTES = 16 << 30
 """Address space for libraries on top of a child's memory: torch's GPU build maps some gigabytes that it never touches."""
+_thread = threading.local()
 _GPU_DEVICES = ("nvidia*", "dri", "kfd", "dxg")
 
 
@@ -84,7 +85,14 @@ def confine_thread(*, read: Sequence[Path], write: Sequence[Path]) -> SandboxSta
     _wake_gpu()
     devices = [Rule(path, DEVICE) for pattern in _GPU_DEVICES for path in Path("/dev").glob(pattern)]
     own = [Rule(path, READ) for path in read] + [Rule(path, WRITE) for path in write]
-    return _restrict([*_runtime_rules(), *devices, *own])
+    state = _restrict([*_runtime_rules(), *devices, *own])
+    _thread.confined = state.active
+    return state
+
+
+def is_confined() -> bool:
+    """Whether the calling thread was bound by `confine_thread`, so that it can start no program."""
+    return getattr(_thread, "confined", False)
 
 
 def run_confined(

@@ -72,11 +72,12 @@ BANNED_CALLS: dict[str, tuple[str, ...]] = {
 BANNED_KEYWORDS: dict[str, object] = {"shell": True, "verify": False, "weights_only": False, "trust_remote_code": True}
 BROAD_EXCEPTS = {
     ("trainer/jobs.py", "_run"),
+    ("trainer/worker.py", "_run"),
     ("trainer/tasks.py", "_run"),
     ("trainer/preflight/check_run.py", "_work"),
     ("ui/messages.py", "known_errors"),
 }
-"""The last lines of the threads of jobs and tasks and the page's boundary; all report what they caught."""
+"""The last lines of the threads of jobs and tasks, of workers, and the page's boundary; all report what they caught."""
 BROAD_EXCEPTS_OF_SCRIPTS = {("trainer/demo/build_data.py", "render_all")}
 """Not run by the product: the SVG renderer's panic is a BaseException without a name of its own."""
 HOSTS: dict[str, tuple[str, ...]] = {

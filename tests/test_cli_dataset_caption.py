@@ -86,6 +86,8 @@ def test_the_trigger_word_is_kept_in_the_dataset(workspace: Workspace) -> None:
         (("mira", "add", "x", "--pictures", "nothing*"), "fits nothing"),
         (("mira", "set", "01-rabbit-face.png"), "takes PICTURE TEXT"),
         (("mira", "set", "../x.png", "text"), "x.png"),
+        (("mira", "set", "gone.png", "text", "--dry-run"), "no picture 'gone.png'"),
+        (("ink", "set", "01-rabbit-face.png", "text", "--dry-run"), "can't be changed"),
         (("ink", "add", "x"), "can't be changed"),
         (("nobody",), "no dataset named"),
     ],

@@ -32,7 +32,7 @@ def test_the_plan_in_a_terminal(dataset: Dataset, capsys: pytest.CaptureFixture[
     assert run(*settings) == 0
     told = capsys.readouterr().out
     assert "80x48" in told and "one picture, alone in its batches" in told
-    assert "left out: mine/broken.png" in told and "1 pictures are smaller" in told
+    assert "left out: mine/broken.png" in told and "1 picture is smaller" in told
     assert "9 looks in batches of 2 = 5 steps per epoch; 1000 steps = 200 epochs" in told
 
 

@@ -58,29 +58,22 @@ class Checkpoint:
     healthy: bool = True
 
 
-def save_checkpoint(
-    folder: Path, checkpoint: Checkpoint, *, keep_last: int, protected: Collection[int] = frozenset()
-) -> Path:
-    """Writes `folder/step-...`, then prunes (see `prune`). Returns the new checkpoint's path.
+@dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint will hold, as it was at one moment: nothing in it is shared with a run that trains on.
 
-    Everything goes to a temporary folder, is flushed to disk and renamed, so a kill or a full disk leaves the older ones
-    untouched. Raises OSError when it can't be written; nothing of it is left then.
+    `lora` and `tensors`, those of optimizer and memory, lie in the machine's memory; `state` is the text of state.json.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    settle(folder)
-    final = folder / f"step-{checkpoint.step:08d}"
-    contents = _contents(checkpoint)
-    if _manifest(final) != json.loads(contents["manifest.json"]):  # else this very state was saved a moment ago
-        _write_whole(folder, final, contents)
-    for path in _momentary(folder):
-        if path.suffix != ".damaged" or _step(path) <= checkpoint.step:
-            Root(folder).remove_tree(path)
-    prune(folder, checkpoint.step, keep_last=keep_last, protected=protected)
-    return final
+
+    step: int
+    healthy: bool
+    lora: dict[str, Tensor]
+    tensors: dict[str, Tensor]
+    state: str
 
 
-def _contents(checkpoint: Checkpoint) -> dict[str, bytes]:
-    """Every file of a checkpoint, the manifest last."""
+def snapshot(checkpoint: Checkpoint) -> Snapshot:
+    """Copies all that a checkpoint holds."""
     tensors, structure = flatten({"optimizer": checkpoint.optimizer, "memory": checkpoint.memory})
     state = {
         "step": checkpoint.step,
@@ -91,11 +84,37 @@ def _contents(checkpoint: Checkpoint) -> dict[str, bytes]:
         "settings": checkpoint.settings,
         "made_by": checkpoint.made_by,
     }
-    lora = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.lora.items()}
+    lora = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in checkpoint.lora.items()}
+    return Snapshot(checkpoint.step, checkpoint.healthy, lora, tensors, json.dumps(state))
+
+
+def save_checkpoint(
+    folder: Path, checkpoint: Checkpoint | Snapshot, *, keep_last: int, protected: Collection[int] = frozenset()
+) -> Path:
+    """Writes `folder/step-...`, then prunes (see `prune`). Returns the new checkpoint's path.
+
+    Everything goes to a temporary folder, is flushed to disk and renamed, so a kill or a full disk leaves the older ones
+    untouched. Raises OSError when it can't be written; nothing of it is left then.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    settle(folder)
+    final = folder / f"step-{checkpoint.step:08d}"
+    contents = _contents(checkpoint if isinstance(checkpoint, Snapshot) else snapshot(checkpoint))
+    if _manifest(final) != json.loads(contents["manifest.json"]):  # else this very state was saved a moment ago
+        _write_whole(folder, final, contents)
+    for path in _momentary(folder):
+        if path.suffix != ".damaged" or _step(path) <= checkpoint.step:
+            Root(folder).remove_tree(path)
+    prune(folder, checkpoint.step, keep_last=keep_last, protected=protected)
+    return final
+
+
+def _contents(checkpoint: Snapshot) -> dict[str, bytes]:
+    """Every file of a checkpoint, the manifest last."""
     contents = {
-        "lora.safetensors": save(lora),
-        "optimizer.safetensors": save(tensors),
-        "state.json": json.dumps(state).encode(),
+        "lora.safetensors": save(checkpoint.lora),
+        "optimizer.safetensors": save(checkpoint.tensors),
+        "state.json": checkpoint.state.encode(),
     }
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
     manifest = {"step": checkpoint.step, "healthy": checkpoint.healthy, "sha256": digests}

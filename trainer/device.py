@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
 import torch
+from torch import Tensor
 
 from security.errors import SafelightError
 from trainer.config.schema import Precision
+from trainer.memory.host import host_memory, own_memory
 
 DTYPES = {Precision.FP32: torch.float32, Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
 LEAST_SHARED_WORK = 2e10
@@ -79,6 +81,11 @@ def threads_for(device: torch.device, work: float) -> Iterator[None]:
             torch.set_num_threads(before)
 
 
+def sent(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """On `device`, in `dtype` if given. A GPU fetches it by itself from pinned memory; nobody waits for it then."""
+    return tensor.to(device=device, dtype=dtype, non_blocking=device.type == "cuda")
+
+
 def device_label(device: torch.device, dtype: torch.dtype) -> str:
     """For people: `NVIDIA H200, bf16` or `CPU, fp32`."""
     name = (
@@ -107,3 +114,18 @@ def peak_memory(device: torch.device) -> tuple[int, int]:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, 0
+
+
+def memory_now(device: torch.device) -> tuple[int, int]:
+    """Bytes that this program uses now, and all that it could: of the GPU, or of the machine beside other programs."""
+    if device.type == "cuda":
+        return torch.cuda.memory_reserved(device), torch.cuda.get_device_properties(device).total_memory
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory(), torch.mps.recommended_max_memory()
+    own = own_memory()
+    return own, own + host_memory()[0]
+
+
+def processor_share(device: torch.device, processor_seconds: float, seconds: float) -> float:
+    """The part of the processors that this program had of those that it could use; 0 where a GPU computes."""
+    return processor_seconds / max(1e-9, seconds * torch.get_num_threads()) if device.type == "cpu" else 0.0

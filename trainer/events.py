@@ -69,7 +69,12 @@ class Resumed(Event):
 @dataclass(frozen=True)
 class StepDone(Event):
     """One optimizer step. `gradient_norm` is measured before clipping, None where fp16's loss scaler skipped the step;
-    `images_seen` counts from the start of the run."""
+    `images_seen` counts from the start of the run.
+
+    Of its `seconds`, `input_seconds` went into preparing inputs and `wait_seconds` into waiting for a GPU's numbers.
+    `processor_share`: the part that this program had of the processors that it could use, 0 on a GPU. `memory_bytes` in use
+    of `memory_total`, of the GPU or of the machine. All 0 in runs of older versions.
+    """
 
     step: int
     loss: float
@@ -77,6 +82,11 @@ class StepDone(Event):
     gradient_norm: float | None
     images_seen: int
     seconds: float
+    input_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    processor_share: float = 0.0
+    memory_bytes: int = 0
+    memory_total: int = 0
 
 
 @dataclass(frozen=True)
@@ -173,6 +183,24 @@ class Planned(Event):
 
 
 @dataclass(frozen=True)
+class MemoryPlanned(Event):
+    """How a run will do with the memory that there is: `level` in words, bytes at the most by what they are for.
+
+    `total`: bytes that the device has to give, 0 where it does not say.
+    """
+
+    level: str
+    parts: dict[str, int]
+    total: int
+
+    @property
+    def sentence(self) -> str:
+        """All of it in a line."""
+        most = f" of {self.total / 1e9:.1f}" if self.total else ""
+        return f"about {sum(self.parts.values()) / 1e9:.1f}{most} GB, {self.level}"
+
+
+@dataclass(frozen=True)
 class Measured(Event):
     """What the run needed: the most memory in use at once and the files that it wrote, in bytes (0: not known)."""
 
@@ -235,6 +263,7 @@ EVENTS: dict[str, type[Event]] = {
         LoraRemoved,
         WentAstray,
         Planned,
+        MemoryPlanned,
         Measured,
         Warned,
         Stopping,

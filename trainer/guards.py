@@ -4,7 +4,7 @@ its last good state, with the cause and the change to go on with."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,11 +17,25 @@ from trainer import events
 from trainer.checkpoints import newest_good_checkpoint
 from trainer.config.schema import TrainConfig
 from trainer.dataset.batches import Sample
+from trainer.memory.recovery import within_memory
 from trainer.optimizers import OPTIMIZERS
 from trainer.resume import learned, restore
+from trainer.saving import settle
 from trainer.setup import Emit, Run
+from trainer.sharding import whole
+from trainer.speed.choose import fuse
+from trainer.speed.compiled import goes_on_without
 from trainer.spikes import FEWEST, LossWatch, worth_telling
-from trainer.step import Diverged, loss_watch, seed_dropout, train_step, window, window_losses
+from trainer.step import (
+    Diverged,
+    loss_watch,
+    read_last_step,
+    seed_dropout,
+    train_step,
+    train_step_late,
+    window,
+    window_losses,
+)
 
 LONGEST = 1e18
 """Squares of longer gradients leave the range of fp32, in the length and in the memory of most optimizers."""
@@ -51,20 +65,43 @@ class Cause:
 
 
 def guarded_step(run: Run, emit: Emit, *, rescue: Save) -> None:
-    """One optimizer step, told by its event. Raises Diverged for one that can't be taken; `rescue` has saved by then."""
-    samples = [sample for batch in window(run) for sample in batch]
+    """One optimizer step, told by its event: at once, or after the next one where numbers are read late.
+
+    Raises Diverged for one that can't be taken; `rescue` has saved by then.
+    """
+    step = train_step_late if run.reads_late else train_step
+    _told(run, emit, rescue, lambda: within_memory(run, emit, lambda: goes_on_without(run, emit, lambda: step(run))))
+
+
+def catch_up(run: Run, emit: Emit, *, rescue: Save) -> None:
+    """Tells of the last step if that was not done yet, before something asks what the run came to. Raises as a step does."""
+    _told(run, emit, rescue, lambda: read_last_step(run))
+
+
+def _told(run: Run, emit: Emit, rescue: Save, work: Callable[[], events.StepDone | None]) -> None:
     try:
-        done = train_step(run)
+        done = work()
     except Diverged as error:
         raise _end_astray(run, error, emit, rescue) from None
+    if done is None:
+        return
+    samples = [sample for batch in window(run, done.step - 1) for sample in batch]
     emit(done)
+    if slow := run.pace.look(done, _area(run, samples)):
+        emit(events.Warned(slow))
     watch = loss_watch(run)
     factor = run.config.training.spike_factor
     spike = watch.is_spike(done.loss, factor)
-    watch.add(done.loss, spike=spike)
+    watch.add(done.loss, done.gradient_norm, spike=spike)
     run.memory["losses"] = watch.kept()
     if spike and worth_telling(watch.spikes):
         emit(events.Warned(_spike_text(run, watch, done, samples)))
+
+
+def _area(run: Run, samples: list[Sample]) -> float:
+    """Pixels of a step's pictures."""
+    buckets = [run.pictures.placed[sample.index].placement.bucket for sample in samples]
+    return float(sum(width * height for width, height in buckets))
 
 
 def _spike_text(run: Run, watch: LossWatch, done: events.StepDone, samples: list[Sample]) -> str:
@@ -114,6 +151,7 @@ def _go_back(run: Run, cause: Cause, emit: Emit, rescue: Save) -> tuple[int | No
     """
     if run.step == 0:
         return None, "Nothing was learned yet."
+    settle(run, emit)  # the newest checkpoint may be on its way to the disk
     checkpoint = None
     if not cause.weights_are_good:
         checkpoint, complaints = newest_good_checkpoint(
@@ -157,7 +195,7 @@ def find_cause(run: Run, error: Diverged) -> Cause:
 
 def _holes(tensor: Tensor) -> int:
     """How many numbers of a tensor are NaN or infinite."""
-    return int((~torch.isfinite(tensor.detach())).sum()) if tensor.is_floating_point() else 0
+    return int((~torch.isfinite(whole(tensor))).sum()) if tensor.is_floating_point() else 0
 
 
 def _broken_input(run: Run) -> Cause | None:
@@ -232,6 +270,7 @@ def _watched(run: Run, found: list[tuple[str, str]]) -> Iterator[None]:
     """Notes the first module, from the input on, whose output has NaN or Inf, else the first from the loss back whose
     gradient has."""
     handles = []
+    fuse(run.adapted, False)  # the modules' way, so that each of them can be looked at
     for part, module in run.components.modules().items():
         for name, child in module.named_modules():
             if not any(child.children()):
@@ -241,6 +280,7 @@ def _watched(run: Run, found: list[tuple[str, str]]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+        fuse(run.adapted, run.config.speed.fused_lora)
 
 
 def _look_at_output(name: str, found: list[tuple[str, str]], module: nn.Module, inputs: Any, output: Any) -> None:

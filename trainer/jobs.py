@@ -26,6 +26,8 @@ from trainer.config.schema import TrainConfig
 from trainer.event_file import EventFile
 from trainer.events import Event
 from trainer.inputs import Inputs, confine_run, find_inputs
+from trainer.machines import ONE_MACHINE, Machines
+from trainer.memory.host import is_out_of_memory
 from trainer.preflight.estimates import is_alike, kept_estimate, plan_by_earlier, time_band
 from trainer.runs import LossPoint, Progress, RunFolder, RunReader, RunState
 from trainer.workspace import Workspace
@@ -73,8 +75,9 @@ def load_trainer(workspace: Workspace) -> Trainer:
 class Jobs:
     """Runs of one workspace: start, stop, pause, go on, watch."""
 
-    def __init__(self, workspace: Workspace) -> None:
+    def __init__(self, workspace: Workspace, machines: Machines = ONE_MACHINE) -> None:
         self.workspace = workspace
+        self.machines = machines
         self._guard = threading.RLock()
         self._queue: deque[str] = deque()
         self._active: str | None = None
@@ -309,6 +312,9 @@ class Jobs:
             config = folder.config()
             inputs = find_inputs(config, self.workspace)
             planned = None if folder.checkpoints_dir.exists() else self.planned(config)
+            if config.training.num_processes * self.machines.count > 1:
+                self._run_together(config, folder, planned, emit, control)
+                return
             # Imported before the sandbox shuts: it is our own and the installed code, it looks for its settings in many
             # places when it is imported, and nothing of the model or the pictures has been opened yet.
             train = load(self.workspace)
@@ -320,13 +326,27 @@ class Jobs:
                 emit(events.Warned(f"This run is not in a sandbox. {sandboxed.detail}"))
             train(config, inputs, folder, self.workspace, emit, control)
         except SafelightError as error:
-            emit(events.Failed(str(error), step))
+            emit(events.Failed(str(error), step, getattr(error, "error_id", "")))
         except Exception as error:  # the job thread's last line: report, whatever it was
             error_id = secrets.token_hex(3).upper()
             logger.exception("run %s failed (id %s)", folder.run_id, error_id)
             emit(events.Failed(error_message(error, self.workspace.logs_dir), step, error_id))
         finally:
             file.close()
+
+    def _run_together(
+        self,
+        config: TrainConfig,
+        folder: RunFolder,
+        planned: events.Planned | None,
+        emit: Callable[[Event], None],
+        control: Control,
+    ) -> None:
+        from trainer.crew import train_together
+
+        if planned is not None:
+            emit(planned)
+        train_together(config, folder, self.workspace, emit, control, self.machines)
 
 
 def judged_runs(runs: Iterable[Progress]) -> list[tuple[float, float]]:
@@ -347,14 +367,10 @@ def error_message(error: Exception, logs_dir: Path) -> str:
             f"{Path(str(error.filename)).name} is gone while the run needs it. If a disk was taken off or a folder was moved, "
             "put it back, then press Continue: the run goes on from its last checkpoint."
         )
-    if (
-        type(error).__name__ == "OutOfMemoryError"
-        or isinstance(error, MemoryError)
-        or "not enough memory" in str(error)
-    ):
+    if is_out_of_memory(error):
         return (
-            "The device ran out of memory. Lower dataset.resolution or training.batch_size, or switch "
-            "training.gradient_checkpointing on, then start again."
+            "The device ran out of memory. Lower dataset.resolution or training.batch_size, or keep the base smaller with "
+            "memory.base_format, then start again."
         )
     return (
         f"Something unforeseen went wrong ({type(error).__name__}). The details are in {logs_dir.name}/safelight.log."

@@ -4,64 +4,93 @@ from __future__ import annotations
 
 import io
 import re
-import threading
 import time
 from collections import Counter
+from contextlib import ExitStack
 from functools import partial
 
 from security.integrity import sha256_of
 from security.roots import Root, replace_file
 from trainer import events
 from trainer.adapters.table import ADAPTERS
-from trainer.checkpoints import save_checkpoint
 from trainer.config.schema import KeyFormat, TrainConfig
 from trainer.dataset.batches import PlacedPicture
 from trainer.dataset.captions import split_tags
 from trainer.device import device_label, dtype_label, peak_memory
 from trainer.embeddings import FOLDER, GROUP, save_word
-from trainer.guards import guarded_step
+from trainer.guards import catch_up, guarded_step
 from trainer.inputs import Inputs
 from trainer.jobs import Control
 from trainer.lora_files.exporting import save_lora, verify_export, written_formats
 from trainer.metadata import ExportFacts, build_metadata, refuse_secret_entries
 from trainer.optimizers import averaged_weights
 from trainer.rebuild_record import record_results, record_run
-from trainer.resume import capture
 from trainer.room import insist_on_writing, try_to_write
 from trainer.runs import BEST_ENDING, RunFolder
 from trainer.sampling import draw, drawn_together
-from trainer.setup import Emit, Run, StoppedEarly, prepare, steps_per_epoch
-from trainer.validation import early_end, held_out_facts, kept_steps, measurements_of, validated
+from trainer.saving import save_state, settle, settle_if_written
+from trainer.setup import Emit, Preparation, Run, StoppedEarly, prepare, steps_per_epoch
+from trainer.speed.ahead import inputs_ahead
+from trainer.speed.choose import makes_inputs_ahead
+from trainer.speed.compiled import compile_if_it_pays
+from trainer.step import window_losses
+from trainer.validation import early_end, held_out_facts, measurements_of, validated
+from trainer.workers import ALONE, Asked, Workers
 from trainer.workspace import Workspace
 
 
 def train(
-    config: TrainConfig, inputs: Inputs, folder: RunFolder, workspace: Workspace, emit: Emit, control: Control
+    config: TrainConfig,
+    inputs: Inputs,
+    folder: RunFolder,
+    workspace: Workspace,
+    emit: Emit,
+    control: Control,
+    workers: Workers = ALONE,
 ) -> None:
     """Trains one LoRA into the run folder, from its last checkpoint if it has one; says everything by events.
 
     Raises SafelightError for what the user can mend. Asked to stop, it finishes its step, saves and returns.
     """
     try:
-        run = prepare(config, inputs, folder, workspace, emit, control)
+        run = prepare(config, inputs, folder, workspace, emit, control, workers)
+        compile_if_it_pays(run, Preparation(emit, control), window_losses)
     except StoppedEarly:
         emit(events.Paused(0) if control.pause.is_set() else events.Finished(0, stopped=True))
         return
     metadata = build_metadata(config, export_facts(run))
     refuse_secret_entries(metadata, f"{config.name}.safetensors")  # now, not when there is a training to lose
-    record_run(run, inputs)
+    if workers.is_first:
+        record_run(run, inputs)
     announce(run, emit)
     reason = ""
-    with run.threads():
-        while run.step < config.training.max_train_steps and not control.ends:
-            if reason := do_what_is_due(run, emit, control):
+    with ExitStack() as stack:
+        stack.enter_context(run.threads())
+        stack.callback(settle, run, emit)  # also where a fault ends the run
+        run.ahead = stack.enter_context(inputs_ahead(run)) if makes_inputs_ahead(config, run.device) else None
+        rescue = partial(save, run, emit)
+        while run.step < config.training.max_train_steps:
+            asked = workers.agree(control)
+            if something_is_due(run, asked):
+                catch_up(run, emit, rescue=rescue)
+            if asked.ends or (reason := do_what_is_due(run, emit, control, asked)):
                 break
-            guarded_step(run, emit, rescue=partial(save, run, emit))
+            guarded_step(run, emit, rescue=rescue)
+            settle_if_written(run, emit)
 
+        catch_up(run, emit, rescue=rescue)
         finish(run, emit, control, reason)
 
 
-def do_what_is_due(run: Run, emit: Emit, control: Control) -> str:
+def something_is_due(run: Run, asked: Asked) -> bool:
+    """Whether anything is to be done before the next step that asks what the run came to."""
+    config = run.config
+    periods = (config.validation.every_n_steps, config.sample.every_n_steps, config.save.every_n_steps)
+    by_step = any(due(run.step, period) for period in periods)
+    return asked.ends or asked.sample or asked.save or by_step or run.rescue_is_due()
+
+
+def do_what_is_due(run: Run, emit: Emit, control: Control, asked: Asked) -> str:
     """Measures, draws and saves before the next step, whatever of it was not done before the run was interrupted here.
 
     Returns why the run should end now by itself, else an empty text.
@@ -75,17 +104,20 @@ def do_what_is_due(run: Run, emit: Emit, control: Control) -> str:
             run.memory["ended_early"] = step
             return reason
     first_time = run.memory.get("sampled") != step and (step == 0 or due(step, settings.sample.every_n_steps))
-    if taken(control.sample_now) or first_time:
+    if asked.sample or first_time:
         draw_samples(run, emit, control)
         run.memory["sampled"] = step
+    if step == 0 and asked.save:
+        control.save_now.set()  # once there is something to save
     first_time = run.memory.get("saved") != step and due(step, settings.save.every_n_steps)
-    if step > 0 and (taken(control.save_now) or first_time):
+    if step > 0 and (asked.save or first_time):
         run.memory["saved"] = step
         what, stem = f"what was due at step {step}", f"{settings.name}-step{step:06d}"
-        if try_to_write(partial(save, run, emit, stem=stem), what, run.folder.path, emit):
+        if try_to_write(partial(save, run, emit, stem=stem, beside=True), what, run.folder.path, emit):
             forget_old_loras(run, emit)
     elif step > (run.resumed_from or 0) and run.rescue_is_due():
-        try_to_write(partial(save_state, run, emit), f"the checkpoint of step {step}", run.folder.path, emit)
+        work = partial(save_state, run, emit, beside=True)
+        try_to_write(work, f"the checkpoint of step {step}", run.folder.path, emit)
     return ""
 
 
@@ -104,7 +136,7 @@ def announce(run: Run, emit: Emit) -> None:
             num_images=sum(one.is_first for one in run.pictures.placed),
             steps_per_epoch=steps_per_epoch(run),
             family=run.family.name,
-            device=device_label(run.device, run.dtype),
+            device=run.workers.label(device_label(run.device, run.dtype)),
             trainable_parameters=sum(parameter.numel() for parameter in run.parameters),
         )
     )
@@ -127,7 +159,8 @@ def finish(run: Run, emit: Emit, control: Control, reason: str = "") -> None:
         validate(run, emit)
     if run.step > 0:
         insist_on_writing(partial(save, run, emit, stem=run.config.name), *what, emit, control)
-    try_to_write(partial(record_results, run, reason), run.folder.rebuild_path.name, run.folder.path, emit)
+    if run.workers.is_first:
+        try_to_write(partial(record_results, run, reason), run.folder.rebuild_path.name, run.folder.path, emit)
     if run.step == total:
         draw_samples(run, emit, control)
     emit(events.Measured(peak_memory(run.device)[0], run.folder.num_bytes))
@@ -142,14 +175,14 @@ def validate(run: Run, emit: Emit) -> None:
         event = validated(run)
     emit(event)
     if isinstance(event, events.Validated) and event.best and run.config.validation.keep_best:
-        work = partial(save, run, emit, stem=f"{run.config.name}{BEST_ENDING}")
+        work = partial(save, run, emit, stem=f"{run.config.name}{BEST_ENDING}", beside=True)
         try_to_write(work, f"the best LoRA so far, of step {run.step},", run.folder.path, emit)
 
 
 def draw_samples(run: Run, emit: Emit, control: Control) -> None:
     """Draws every sample prompt with its own fixed seed; ends early when the user wants to stop."""
     settings = run.config.sample
-    if not settings.prompts:
+    if not settings.prompts or not run.workers.draws:
         return
     run.folder.samples_dir.mkdir(exist_ok=True)
     run.components.vae.to(run.device)
@@ -169,12 +202,14 @@ def _draw_prompts(run: Run, emit: Emit, control: Control) -> None:
             settings,
             prompts,
             indices=indices,
-            interrupted=lambda: control.ends,
+            interrupted=lambda: run.workers.any_of(control.ends),
         )
         for index, image in zip(indices, images, strict=False):
             path = run.folder.samples_dir / f"step-{run.step:08d}-{index:02d}.png"
             picture = io.BytesIO()
             image.save(picture, "PNG")
+            if not run.workers.is_first:
+                continue
             if not try_to_write(partial(replace_file, path, picture.getvalue()), path.name, path.parent, emit):
                 return
             name = path.relative_to(run.folder.path).as_posix()
@@ -183,16 +218,22 @@ def _draw_prompts(run: Run, emit: Emit, control: Control) -> None:
             return
 
 
-def save(run: Run, emit: Emit, *, stem: str) -> None:
+def save(run: Run, emit: Emit, *, stem: str, beside: bool = False) -> None:
     """Writes the LoRA as file(s) named `stem` in the run folder, read back and compared, and a checkpoint.
 
-    The checkpoint comes last, whatever befalls the file: a run that is killed in between does both again.
+    The checkpoint comes last, whatever befalls the file: a run that is killed in between does both again. `beside`: the
+    steps that follow don't wait for the checkpoint, unless the file could not be written. Of several workers the first
+    one writes.
     """
+    if not run.workers.is_first:
+        return
+    is_written = False
     try:
         with averaged_weights(run.optimizer):
             save_files(run, emit, stem=stem)
+        is_written = True
     finally:
-        save_state(run, emit)
+        save_state(run, emit, beside=beside and is_written)
 
 
 def save_files(run: Run, emit: Emit, *, stem: str) -> None:
@@ -253,17 +294,10 @@ def _tag_frequency(run: Run, learned: list[PlacedPicture]) -> dict[str, Counter[
     return counted
 
 
-def save_state(run: Run, emit: Emit) -> None:
-    """Writes a checkpoint to go on from."""
-    path = save_checkpoint(
-        run.folder.checkpoints_dir, capture(run), keep_last=run.config.save.keep_last, protected=kept_steps(run)
-    )
-    run.saved_at = time.monotonic()
-    emit(events.CheckpointSaved(run.step, path.relative_to(run.folder.path).as_posix()))
-
-
 def forget_old_loras(run: Run, emit: Emit) -> None:
     """Deletes LoRA files of single steps but the newest `save.keep_last_loras`, in each of their formats."""
+    if not run.workers.is_first:
+        return
     keep = run.config.save.keep_last_loras
     names = "|".join(re.escape(name) for name in (run.config.name, run.config.embedding.word) if name)
     pattern = re.compile(rf"({names})-step(\d{{6,}})(_diffusers)?\.safetensors")
@@ -279,10 +313,3 @@ def forget_old_loras(run: Run, emit: Emit) -> None:
 def due(step: int, every_n_steps: int) -> bool:
     """Whether something that happens every n steps happens after this one; 0 means never."""
     return every_n_steps > 0 and step % every_n_steps == 0
-
-
-def taken(request: threading.Event) -> bool:
-    """Whether the user asked for something since the last look; asking once gives it once."""
-    asked = request.is_set()
-    request.clear()
-    return asked

@@ -116,7 +116,7 @@ def _kohya_entries(config: TrainConfig, facts: ExportFacts) -> dict[str, str]:
         "safelight_dataset_sha256": facts.dataset_sha256 or None,
         "ss_batch_size_per_device": training.batch_size,
         "ss_gradient_accumulation_steps": training.gradient_accumulation_steps,
-        "ss_gradient_checkpointing": training.gradient_checkpointing,
+        "ss_gradient_checkpointing": config.memory.checkpointing.value in ("attention", "blocks"),
         "ss_max_grad_norm": training.max_grad_norm,
         "ss_scale_weight_norms": training.max_weight_norm or None,
         "ss_mixed_precision": facts.mixed_precision,

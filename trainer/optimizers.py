@@ -37,7 +37,7 @@ class OptimizerRow:
     """One optimizer: where its class is, its constructor's arguments from the settings, and how it wants to be used.
 
     `uses`: the fields of the section that it reads, besides name, rates and schedule. `uses_schedule`: whether the rate
-    may fall over the run. `one_rate`: all groups must have the same rate, or 0. `on_gpu`: more arguments there.
+    may fall over the run. `one_rate`: all groups must have the same rate, or 0. `fused`: arguments for a step in one operation.
     `fit_groups`: changes the groups to what the class takes. `devices`: kinds of device that it runs on.
     """
 
@@ -49,7 +49,7 @@ class OptimizerRow:
     uses: frozenset[str]
     uses_schedule: bool = True
     one_rate: bool = False
-    on_gpu: dict[str, Any] = field(default_factory=dict)
+    fused: dict[str, Any] = field(default_factory=dict)
     fit_groups: Callable[[OptimizerConfig, Groups], Groups] | None = None
     devices: tuple[str, ...] = ("cuda", "cpu", "mps")
 
@@ -130,7 +130,7 @@ OPTIMIZERS: dict[OptimizerName, OptimizerRow] = {
         _adam,
         _ADAM_BAND,
         ADAM_FIELDS,
-        on_gpu={"fused": True},
+        fused={"fused": True},
     ),
     OptimizerName.ADAMW_8BIT: OptimizerRow(
         "AdamW 8-bit",
@@ -213,7 +213,7 @@ OPTIMIZERS: dict[OptimizerName, OptimizerRow] = {
 }
 
 
-def build_optimizer(settings: OptimizerConfig, groups: Groups) -> Optimizer:
+def build_optimizer(settings: OptimizerConfig, groups: Groups, *, fused: bool = True) -> Optimizer:
     """The chosen optimizer over parameter groups. Its own groups may be more: read base rates off them, not off `groups`.
 
     Raises SafelightError where it does not run on the device of the weights.
@@ -228,7 +228,7 @@ def build_optimizer(settings: OptimizerConfig, groups: Groups) -> Optimizer:
     groups = [dict(group) for group in groups]
     if row.fit_groups is not None:
         groups = row.fit_groups(settings, groups)
-    arguments = {**row.arguments(settings), **(row.on_gpu if device == "cuda" else {})}
+    arguments = {**row.arguments(settings), **(row.fused if fused else {})}
     optimizer: Optimizer = optimizer_class(row)(groups, **arguments)
     if hasattr(optimizer, "train"):
         optimizer.train()

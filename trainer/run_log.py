@@ -53,6 +53,8 @@ def describe(event: Event, total_steps: int) -> str:
             text = f"LoRA saved: {event.path} ({event.num_bytes / 1e6:.1f} MB). {loads}"
         case events.Planned():
             text = f"planned: about {duration(event.seconds)} (±{event.band:.0%}), by {event.source}"
+        case events.MemoryPlanned():
+            text = f"memory: {event.sentence}"
         case events.Measured():
             text = f"needed {gigabytes(event.memory_bytes)} of memory and {gigabytes(event.disk_bytes)} on the disk"
         case events.LoraRemoved():

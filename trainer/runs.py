@@ -22,6 +22,7 @@ from trainer import events
 from trainer.config.files import config_values, dump_config, load_config, parse_config
 from trainer.config.schema import TrainConfig
 from trainer.events import Event
+from trainer.pace import Pace, pace_of
 from trainer.run_log import describe
 from trainer.workspace import Workspace
 
@@ -76,6 +77,7 @@ class Progress:
     learning_rate: float | None = None
     gradient_norm: float | None = None
     seconds_per_step: float | None = None
+    pace: Pace | None = None
     eta_seconds: float | None = None
     elapsed_seconds: float = 0.0
     images_seen: int = 0
@@ -386,6 +388,7 @@ class RunHistory:
             learning_rate=done.learning_rate if done else None,
             gradient_norm=done.gradient_norm if done else None,
             seconds_per_step=seconds,
+            pace=pace_of(self.steps),
             eta_seconds=seconds * (total - step) if working and seconds is not None else None,
             elapsed_seconds=self.elapsed_before
             + (self.last.time - self.session_began if self.last and self.session_began else 0.0),

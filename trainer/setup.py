@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from security.roots import Root
 from trainer import events
 from trainer.adapters.place import adapt
 from trainer.adapters.starts import continue_from, merge_loras
+from trainer.at_once import AtOnce
 from trainer.checkpoints import newest_good_checkpoint
 from trainer.config.inactive import inactive_warning
 from trainer.config.schema import TrainConfig
@@ -29,20 +31,34 @@ from trainer.dataset.own_word import refuse_unused
 from trainer.dataset.placing import place_alone, place_pictures
 from trainer.dataset.scan import Picture, scan_folder
 from trainer.dataset.sources import Role, Source
+from trainer.dataset.splitting import Divided
 from trainer.device import choose_device, choose_dtype, threads_for
 from trainer.embeddings import add_word, embedding_groups
-from trainer.encoded import Prompts, encode_masks, encode_pictures
+from trainer.encoded import Prompts, encode_masks
 from trainer.events import Event
 from trainer.families import get_family
 from trainer.families.base import Components, ModelFamily, NoiseSchedule
 from trainer.held_out import hold_out
 from trainer.inputs import Inputs
 from trainer.jobs import Control
+from trainer.latents import Key, PictureEncoder, are_mapped, latents_bytes
 from trainer.learning_rates import learning_rate_warnings
+from trainer.memory.fitting import bring_encoders, fit, keep_base
+from trainer.memory.keeping import Keeping
 from trainer.optimizers import build_optimizer
+from trainer.pace import PaceWatch
 from trainer.resume import restore
 from trainer.runs import RunFolder
+from trainer.sharding import shard
+from trainer.speed.choose import make_fast, num_weights, reads_late
+from trainer.speed.late import Clock, Unread
+from trainer.workers import ALONE, Workers
 from trainer.workspace import Workspace
+
+if TYPE_CHECKING:
+    from trainer.saving import Writing
+    from trainer.speed.ahead import Ahead
+    from trainer.speed.compiled import CompiledBlocks
 
 Emit = Callable[[Event], None]
 
@@ -54,11 +70,16 @@ class StoppedEarly(Exception):
 @dataclass
 class PictureSet:
     """Pictures with their buckets; by (index, flipped) latents (1, C, h, w) and, of masked pictures, weights
-    (1, 1, h, w), both fp32 on the CPU."""
+    (1, 1, h, w), both fp32 on the CPU. Latents may be read from the disk each time that they are asked for."""
 
     placed: list[PlacedPicture]
-    latents: dict[tuple[int, bool], Tensor] = field(default_factory=dict)
-    masks: dict[tuple[int, bool], Tensor] = field(default_factory=dict)
+    latents: Mapping[Key, Tensor] = field(default_factory=dict)
+    masks: dict[Key, Tensor] = field(default_factory=dict)
+
+    def latent_pixels(self) -> int:
+        """Pixels of the largest latents. Looks at one picture of each bucket."""
+        indices = {one.placement.bucket: index for index, one in enumerate(self.placed)}
+        return max(int(self.latents[index, False][0, 0].numel()) for index in indices.values())
 
 
 @dataclass
@@ -67,7 +88,9 @@ class Run:
 
     `changed`: settings that are others since the checkpoint it goes on from, in words. `memory`: what parts of the loop
     remember from step to step, nested values under a name of each part's own; checkpoints keep it.
-    `saved_at`: when the last checkpoint was written, by the monotonic clock.
+    `saved_at`: when the last checkpoint was captured, by the monotonic clock. `writing`: that one, until it is told of.
+    `input_seconds`: of the present step. `reads_late`: a step's numbers are read after the next one is begun; `unread`: that
+    step. `ahead`: makes the inputs of the next step, while `train` runs. `compiled`: blocks that steps compute by compiled code.
     """
 
     config: TrainConfig
@@ -87,6 +110,8 @@ class Run:
     parameters: list[nn.Parameter]
     optimizer: Optimizer
     scaler: torch.amp.GradScaler
+    keeping: Keeping
+    workers: Workers = ALONE
     started_at: float = field(default_factory=time.time)
     step: int = 0
     images_seen: int = 0
@@ -96,17 +121,33 @@ class Run:
     changed: dict[str, str] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=dict)
     saved_at: float = field(default_factory=time.monotonic)
+    writing: Writing | None = None
+    input_seconds: float = 0.0
+    reads_late: bool = False
+    unread: Unread | None = None
+    clock: Clock = field(default_factory=Clock)
+    ahead: Ahead | None = None
+    compiled: CompiledBlocks | None = None
+    pace: PaceWatch = field(default_factory=PaceWatch)
 
     def rescue_is_due(self) -> bool:
         """Whether the last checkpoint is so long ago that a crash now would cost too much."""
         minutes = self.config.save.rescue_minutes
         return 0 < minutes <= (time.monotonic() - self.saved_at) / 60
 
+    @property
+    def saves_beside_steps(self) -> bool:
+        """Whether a copy of what is trained lies in the memory of the steps while it is written to the disk."""
+        return self.config.speed.background_saving and self.device.type == "cpu"
+
+    def computing(self) -> AbstractContextManager[None]:
+        """For forward and backward of a step: by compiled blocks, if there are any."""
+        return nullcontext() if self.compiled is None else self.compiled.working()
+
     def threads(self) -> AbstractContextManager[None]:
         """As many of the CPU's threads as its steps are worth."""
-        latent_pixels = max(latents[0, 0].numel() for latents in self.pictures.latents.values())
-        parameters = sum(parameter.numel() for parameter in self.components.denoiser.parameters())
-        return threads_for(self.device, parameters * latent_pixels * self.config.training.batch_size)
+        latent_pixels = self.pictures.latent_pixels() * self.config.training.batch_size
+        return threads_for(self.device, num_weights(self.components.denoiser) * latent_pixels)
 
 
 @dataclass
@@ -128,43 +169,33 @@ class Preparation:
 
 
 def prepare(
-    config: TrainConfig, inputs: Inputs, folder: RunFolder, workspace: Workspace, emit: Emit, control: Control
+    config: TrainConfig,
+    inputs: Inputs,
+    folder: RunFolder,
+    workspace: Workspace,
+    emit: Emit,
+    control: Control,
+    workers: Workers = ALONE,
 ) -> Run:
     """Everything before the first step. Raises SafelightError for what the user can mend, StoppedEarly on stop."""
     preparation = Preparation(emit, control)
-    if inactive := inactive_warning(config, inputs.model.family):
-        emit(events.Warned(inactive))
-    for warning in learning_rate_warnings(config):
-        emit(events.Warned(warning))
+    _warn_about_settings(config, inputs, emit)
     if inputs.fault and newest_good_checkpoint(folder.checkpoints_dir)[0] is None:
         raise SafelightError(inputs.fault)
     preparation.phase("Reading pictures")
-    scanned = [(source, _scan(config, source, emit)) for source in inputs.sources]
-    held_out = [] if inputs.held_out is None else _scan(config, inputs.held_out, emit)
-    _refuse_leaks([picture for _, pictures in scanned for picture in pictures], held_out)
-    divided = hold_out(
-        config,
-        scanned,
-        held_out,
-        manifest_path=folder.manifest_path,
-        cache_dir=workspace.latents_cache_dir,
-        emit=emit,
-        progress=preparation.counting("Comparing pictures"),
-    )
-
-    own = [picture for source, some in divided.trained if source.role is Role.TRAINING for picture in some]
-    refuse_unused(config.embedding.word, config.dataset, own)
+    with workers.first_here_before_others():
+        divided = _read_pictures(config, inputs, folder, workspace, preparation)
 
     preparation.phase("Loading the base model")
-    device = choose_device(config.training.device)
+    device = workers.device(choose_device(config.training.device))
     dtype = choose_dtype(config.model.precision, device)
     family = get_family(inputs.model.family)
-    components = family.load(inputs.model, device, dtype)
+    components = family.load(inputs.model, "cpu", dtype)  # each part goes to the GPU for as long as it is needed
     warnings = merge_loras(components, family.name, inputs.merge_first)
     warnings += add_word(components, config.embedding) if config.embedding.word else []
     for warning in warnings:
         emit(events.Warned(warning))
-    noise_schedule = family.schedule(components, config.model)
+    bring_encoders(components, device)
 
     step = family.bucket_step(components)
     _refuse_odd_sample_size(config, step)
@@ -172,25 +203,30 @@ def prepare(
         PictureSet(place_pictures(divided.trained, config.dataset, step)),
         PictureSet(place_alone(divided.held_out, config.dataset, step)),
     ]
-    manifest = _write_manifest(folder, inputs, sets, emit)
-    prompts = _encode(config, family, components, sets, workspace, preparation)
+    workers.wait_for_all()  # until all have read what the run's last session wrote
+    manifest = _write_manifest(folder, inputs, sets, emit, workers)
+    _refuse_other_machines(workers, inputs.model.fingerprint, manifest_hash(manifest))
+    prompts = _encode(config, family, components, sets, workspace, preparation, workers)
     _warn_about_captions(config, family, components, sets[0], emit)
     _free_encoders(components, prompts)
 
     preparation.phase("Adding the LoRA")
+    # a base in parts waits in the machine's memory until it is divided
+    keeping = keep_base(config.memory, components, torch.device("cpu") if workers.sharded else device)
     adapted = adapt(config, family, components)
-    if config.training.gradient_checkpointing:
-        components.denoiser.enable_gradient_checkpointing()
     word_parts = {name: part for name, part in components.modules().items() if name.startswith("text_encoder")}
+    make_fast(config, components, adapted.parts, device)
+    if workers.sharded:
+        shard(components.denoiser, device, workers.count)
     learning = adapted.parts | (word_parts if config.embedding.word else {})
     groups = [*adapted.groups, *embedding_groups(components, config.embedding)]
-    optimizer = build_optimizer(config.optimizer, groups)
+    optimizer = build_optimizer(config.optimizer, groups, fused=config.speed.fused_optimizer)
     run = Run(
         config=config,
         folder=folder,
         family=family,
         components=components,
-        noise_schedule=noise_schedule.to(device),
+        noise_schedule=family.schedule(components, config.model).to(device),
         device=device,
         dtype=dtype,
         sources=inputs.sources,
@@ -203,10 +239,42 @@ def prepare(
         parameters=[parameter for group in optimizer.param_groups for parameter in group["params"]],
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(device.type, enabled=dtype is torch.float16),
+        keeping=keeping,
+        workers=workers,
+        reads_late=reads_late(config, device, dtype, workers.count),
         base_learning_rates=[group["lr"] for group in optimizer.param_groups],
     )
+    run.scaler.scale(torch.zeros((), device=device))  # it begins with its first use, which a worker may never come to
     _restore(run, inputs, emit)
+    fit(run, emit)
     return run
+
+
+def _warn_about_settings(config: TrainConfig, inputs: Inputs, emit: Emit) -> None:
+    for warning in (inactive_warning(config, inputs.model.family), *learning_rate_warnings(config)):
+        if warning:
+            emit(events.Warned(warning))
+
+
+def _read_pictures(
+    config: TrainConfig, inputs: Inputs, folder: RunFolder, workspace: Workspace, preparation: Preparation
+) -> Divided:
+    emit = preparation.emit
+    scanned = [(source, _scan(config, source, emit)) for source in inputs.sources]
+    held_out = [] if inputs.held_out is None else _scan(config, inputs.held_out, emit)
+    _refuse_leaks([picture for _, pictures in scanned for picture in pictures], held_out)
+    divided = hold_out(
+        config,
+        scanned,
+        held_out,
+        manifest_path=folder.manifest_path,
+        cache_dir=workspace.latents_cache_dir,
+        emit=emit,
+        progress=preparation.counting("Comparing pictures"),
+    )
+    own = [picture for source, some in divided.trained if source.role is Role.TRAINING for picture in some]
+    refuse_unused(config.embedding.word, config.dataset, own)
+    return divided
 
 
 def _scan(config: TrainConfig, source: Source, emit: Emit) -> list[Picture]:
@@ -220,12 +288,13 @@ def _scan(config: TrainConfig, source: Source, emit: Emit) -> list[Picture]:
     return list(scan.pictures)
 
 
-def _write_manifest(folder: RunFolder, inputs: Inputs, sets: list[PictureSet], emit: Emit) -> str:
+def _write_manifest(folder: RunFolder, inputs: Inputs, sets: list[PictureSet], emit: Emit, workers: Workers) -> str:
     """Writes down what is trained on, and says so when a run goes on with other pictures than it began with."""
     text = run_manifest(inputs.sources, sets[0].placed, inputs.held_out, sets[1].placed)
     if complaint := changes_since(folder.manifest_path, text):
         emit(events.Warned(complaint))
-    Root(folder.path).write_text_atomic(folder.manifest_path, text)
+    if workers.is_first_here:
+        Root(folder.path).write_text_atomic(folder.manifest_path, text)
     return text
 
 
@@ -255,33 +324,43 @@ def _encode(
     sets: list[PictureSet],
     workspace: Workspace,
     preparation: Preparation,
+    workers: Workers,
 ) -> Prompts:
     latent_cache = TensorCache(workspace.latents_cache_dir) if config.dataset.cache_latents else None
     flips = (False, True) if config.dataset.flip_augmentation else (False,)
-    for pictures, text, wanted in (
-        (sets[0], "Encoding pictures", flips),
-        (sets[1], "Encoding held-out pictures", (False,)),
-    ):
-        report = preparation.counting(text)
-        pictures.latents = encode_pictures(
-            family, components, pictures.placed, flips=wanted, cache=latent_cache, report=report
-        )
-        pictures.masks = encode_masks(
-            pictures.placed, pictures.latents, unmasked_weight=config.loss.unmasked_weight, cache=latent_cache
-        )
+    sizes = [
+        latents_bytes(family, components, one.placed, own) for one, own in zip(sets, (flips, (False,)), strict=True)
+    ]
+    at_once = AtOnce(config.speed.caching_batch_size, preparation.emit)
+    encoder = PictureEncoder(
+        family,
+        components,
+        latent_cache,
+        at_once,
+        mapped=latent_cache is not None and are_mapped(config.speed.mapped_latents, workers.local_count * sum(sizes)),
+    )
+    encode = partial(_encode_sets, config, encoder, flips, preparation)
+    if workers.local_count > 1 and latent_cache is not None:  # each makes a part, and all read the whole from the cache
+        encode([PictureSet([one for one in some.placed if workers.is_mine(one.picture.content_hash)]) for some in sets])
+        workers.wait_for_all()
+    encode(sets)
     prompts = Prompts(
         family=family,
         components=components,
         config=config,
         live=config.lora.train_text_encoder or bool(config.embedding.word),
         cache=TensorCache(workspace.text_cache_dir),
+        at_once=at_once,
     )
     wanted_prompts = {one.picture.caption for pictures in sets for one in pictures.placed}
     if config.dataset.caption_dropout_rate > 0:
         wanted_prompts.add("")
     if config.sample.prompts:
         wanted_prompts |= {*config.sample.prompts, config.sample.negative_prompt}
-    prompts.prepare(wanted_prompts, preparation.counting("Encoding captions"))
+    report = preparation.counting("Encoding captions")
+    prompts.prepare(filter(workers.is_mine, wanted_prompts), report)
+    workers.wait_for_all()
+    prompts.prepare(wanted_prompts, report)
     if any(cache is not None and cache.is_full for cache in (latent_cache, prompts.cache)):
         preparation.emit(
             events.Warned(
@@ -290,6 +369,23 @@ def _encode(
             )
         )
     return prompts
+
+
+def _encode_sets(
+    config: TrainConfig,
+    encoder: PictureEncoder,
+    flips: tuple[bool, ...],
+    preparation: Preparation,
+    sets: list[PictureSet],
+) -> None:
+    """Fills in the latents and masks of training and held-out pictures, which are never flipped."""
+    for pictures, text, wanted in zip(
+        sets, ("Encoding pictures", "Encoding held-out pictures"), (flips, (False,)), strict=True
+    ):
+        pictures.latents = encoder.encode(pictures.placed, wanted, preparation.counting(text))
+        pictures.masks = encode_masks(
+            pictures.placed, pictures.latents, unmasked_weight=config.loss.unmasked_weight, cache=encoder.cache
+        )
 
 
 def _warn_about_captions(
@@ -332,6 +428,18 @@ def _restore(run: Run, inputs: Inputs, emit: Emit) -> None:
         taken, anew = continue_from(run.components, run.family.name, inputs.continue_from)
         if anew:
             emit(events.Warned(f"{inputs.continue_from.name} has {taken} of the layers; {anew} others begin anew."))
+
+
+def _refuse_other_machines(workers: Workers, base: str, pictures: str) -> None:
+    """Raises SafelightError where the workers of a run on several machines would not train the same thing.
+
+    Asked before anything is encoded, which can take hours.
+    """
+    if different := workers.differing({"base model": base, "pictures or captions": pictures}):
+        raise SafelightError(
+            f"The machines of this run have other {' and other '.join(different)}. Copy those of machine 0 to the others, and "
+            "start again."
+        )
 
 
 def steps_per_epoch(run: Run) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,16 +17,17 @@ from trainer.adapters.norms import limit_norms
 from trainer.adapters.targets import DENOISER
 from trainer.config.schema import LossType
 from trainer.dataset.batches import Sample
-from trainer.dataset.captions import training_caption
-from trainer.device import autocast
+from trainer.device import autocast, memory_now, processor_share, sent
 from trainer.embeddings import stop_word
 from trainer.families.base import Conditioning
-from trainer.noise import Noise, draw_noise
+from trainer.noise import Noise
 from trainer.optimizers import effective_rate
-from trainer.randomness import derive_random, derive_seed
+from trainer.randomness import derive_seed
 from trainer.schedules import learning_rate_factor
-from trainer.setup import PictureSet, Run
+from trainer.setup import Run
+from trainer.speed.late import Unread
 from trainer.spikes import LossWatch
+from trainer.step_inputs import StepInputs, make_inputs
 
 SMALLEST_SCALE = 2.0**-10
 """fp16's loss scaler halves its factor for every gradient that is too large; so far down, none is small enough."""
@@ -44,41 +46,121 @@ def train_step(run: Run) -> events.StepDone:
 
     Raises Diverged when loss or gradient are not finite; the weights then still are those of the step before.
     """
-    began = time.perf_counter()
+    step = _computed(run)
+    waiting = time.perf_counter()
+    loss = float(step.loss)
+    step.waited = time.perf_counter() - waiting if run.device.type != "cpu" else 0.0
+    norm = _update(run, loss)
+    run.step, run.images_seen = step.step, step.images_seen
+    return _done(run, step, loss, norm)
+
+
+def train_step_late(run: Run) -> events.StepDone | None:
+    """The same, without waiting for its numbers: returns what the step before it came to, None if that is known already.
+
+    A step whose loss or gradient is not finite changes nothing, and Diverged is raised when its numbers are read.
+    """
+    step = _computed(run)
+    before = _read(run)
+    training = run.config.training
+    limit = training.max_grad_norm if training.max_grad_norm > 0 else math.inf
+    norm = torch.nn.utils.clip_grad_norm_(run.parameters, limit)
+    is_bad = ~(torch.isfinite(step.loss) & torch.isfinite(norm))
+    # AdamW in one operation looks at it on the device, as it does for torch's loss scaler
+    run.optimizer.found_inf = is_bad.float()  # type: ignore[attr-defined]
+    try:
+        run.optimizer.step()
+    finally:
+        del run.optimizer.found_inf  # type: ignore[attr-defined]
+    run.optimizer.zero_grad(set_to_none=True)
+    step.launched(norm)
+    run.unread = step
+    run.step, run.images_seen = step.step, step.images_seen
+    return before
+
+
+def read_last_step(run: Run) -> events.StepDone | None:
+    """What the last step came to, if its numbers were not read yet. Raises Diverged as `train_step` does."""
+    done = _read(run)
+    run.unread = None
+    return done
+
+
+def _computed(run: Run) -> Unread:
+    """Forward and backward of the run's next step: the gradients are there, or on their way."""
+    run.input_seconds = 0.0
+    step = Unread(step=run.step + 1)
     _stop_text_encoder(run)
     if 0 < run.config.embedding.stop_step <= run.step:
         stop_word(run.components)
-    learning_rate = _set_learning_rates(run)
+    step.learning_rate = _set_learning_rates(run)
     batches = window(run)
     num_samples = sum(len(samples) for samples in batches)
+    step.images_seen, step.num_samples = run.images_seen + num_samples, num_samples
+    shares = run.workers.share(batches)
+    inputs = [_inputs(run, share.samples) for share in shares]
+    if run.ahead is not None and step.step < run.config.training.max_train_steps:
+        following = run.workers.share(window(run, step.step))
+        run.ahead.order(step.step, [share.samples for share in following])
     total = torch.zeros((), device=run.device)
-    for number, samples in enumerate(batches):
-        seed_dropout(run, number)
-        loss = window_losses(run, samples).sum() / num_samples
-        run.scaler.scale(loss).backward()
+    for share, own in zip(shares, inputs, strict=True):
+        seed_dropout(run, share.number, share.part)
+        with run.computing():
+            loss = losses_of(run, own).sum() * share.counts / num_samples
+            run.scaler.scale(loss).backward()
         total += loss.detach()
-    gradient_norm = _update(run, float(total))
-    run.step += 1
-    run.images_seen += num_samples
+    step.loss = run.workers.reduce(run.parameters, total)
+    step.input_seconds = run.input_seconds
+    return step
+
+
+def _read(run: Run) -> events.StepDone | None:
+    """What the unread step came to. Raises Diverged where it was none, and takes it back."""
+    step = run.unread
+    if step is None:
+        return None
+    loss, norm = step.read()
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        run.optimizer.zero_grad(set_to_none=True)
+        run.unread = None
+        run.step, run.images_seen = step.step - 1, step.images_seen - step.num_samples
+        raise _diverged(step.step, loss, norm)
+    return _done(run, step, loss, norm)
+
+
+def _done(run: Run, step: Unread, loss: float, norm: float | None) -> events.StepDone:
+    seconds, processor_seconds = run.clock.since(step.began)
+    used, there_is = memory_now(run.device)
     return events.StepDone(
-        step=run.step,
-        loss=float(total),
-        learning_rate=learning_rate,
-        gradient_norm=gradient_norm,
-        images_seen=run.images_seen,
-        seconds=time.perf_counter() - began,
+        step=step.step,
+        loss=loss,
+        learning_rate=step.learning_rate,
+        gradient_norm=norm,
+        images_seen=step.images_seen,
+        seconds=seconds,
+        input_seconds=step.input_seconds,
+        wait_seconds=step.waited,
+        processor_share=processor_share(run.device, processor_seconds, seconds),
+        memory_bytes=used,
+        memory_total=there_is,
     )
 
 
-def window(run: Run) -> list[list[Sample]]:
-    """The micro-batches of the run's next step."""
+def _diverged(step: int, loss: float, norm: float) -> Diverged:
+    return Diverged(f"The loss of step {step} is {loss}, the gradient's length {norm}.", loss, norm)
+
+
+def window(run: Run, step: int | None = None) -> list[list[Sample]]:
+    """The micro-batches of the step after `step` others; of the run's next step without it."""
     count = run.config.training.gradient_accumulation_steps
-    return [run.plan.batch(run.step * count + number) for number in range(count)]
+    before = run.step if step is None else step
+    return [run.plan.batch(before * count + number) for number in range(count)]
 
 
-def seed_dropout(run: Run, number: int) -> None:
-    """Sets what the LoRA's dropout layers draw from, for micro-batch `number` of the run's next step."""
-    torch.manual_seed(derive_seed(run.config.training.seed, "dropout", run.step, number))
+def seed_dropout(run: Run, number: int, part: int = 0) -> None:
+    """Sets what the LoRA's dropout layers draw from, for a part of micro-batch `number` of the run's next step."""
+    parts = (part,) if part else ()  # else the parts of a batch that is split would all drop the same
+    torch.manual_seed(derive_seed(run.config.training.seed, "dropout", run.step, number, *parts))
 
 
 def loss_watch(run: Run) -> LossWatch:
@@ -110,7 +192,7 @@ def _update(run: Run, loss: float) -> float | None:
     scaled = run.scaler.is_enabled() and run.scaler.get_scale() > SMALLEST_SCALE
     if not math.isfinite(loss) or not (math.isfinite(norm) or scaled):
         run.optimizer.zero_grad(set_to_none=True)
-        raise Diverged(f"The loss of step {run.step + 1} is {loss}, the gradient's length {norm}.", loss, norm)
+        raise _diverged(run.step + 1, loss, norm)
     training = run.config.training
     left_out = training.skip_spikes and loss_watch(run).is_spike(loss, training.spike_factor)
     if not left_out:
@@ -125,30 +207,25 @@ def _update(run: Run, loss: float) -> float | None:
 
 def window_losses(run: Run, samples: list[Sample]) -> Tensor:
     """Weighted losses (B,) fp32 of one micro-batch at the run's present step."""
-    seed, step = run.config.training.seed, run.step
-    dataset = run.config.dataset
-    flips = [
-        dataset.flip_augmentation and derive_random(seed, "flip", step, sample.sample_id).random() < 0.5
-        for sample in samples
-    ]
-    latents = torch.cat([run.pictures.latents[sample.index, flip] for sample, flip in zip(samples, flips, strict=True)])
-    keys = [(seed, step, sample.sample_id) for sample in samples]
-    noise = draw_noise(run.config.noise, run.noise_schedule, latents, keys)
-    shown = [run.pictures.placed[sample.index] for sample in samples]
-    captions = [
-        training_caption(one.picture.prepared, dataset, seed, step, sample.sample_id, one.picture.trigger_word)
-        for one, sample in zip(shown, samples, strict=True)
-    ]
-    indices = [sample.index for sample in samples]
-    conditioning = condition(run, run.pictures, indices, flips, captions)
-    weights = mask_batch(run.pictures, indices, flips)
-    prediction, target = denoise(run, latents, noise, conditioning)
-    result = _counted(run, prediction, target, noise.timesteps.to(run.device), weights)
-    if any(one.is_prior for one in shown):
-        # lambda in equation 2 of DreamBooth (Ruiz et al. 2022, arXiv:2208.12242)
-        prior = run.config.loss.prior_loss_weight
-        result = result * torch.tensor([prior if one.is_prior else 1.0 for one in shown], device=run.device)
-    return result
+    return losses_of(run, make_inputs(run, run.step, samples))
+
+
+def _inputs(run: Run, samples: list[Sample]) -> StepInputs:
+    began = time.perf_counter()
+    inputs = make_inputs(run, run.step, samples) if run.ahead is None else run.ahead.take(run.step, samples)
+    run.input_seconds += time.perf_counter() - began
+    return inputs
+
+
+def losses_of(run: Run, inputs: StepInputs) -> Tensor:
+    """Weighted losses (B,) fp32 of samples, as their inputs say."""
+    conditioning = inputs.conditioning
+    if conditioning is None:
+        conditioning = run.prompts.encode(inputs.captions).with_time_ids(inputs.time_ids)
+    prediction, target = denoise(run, inputs.latents, inputs.noise, conditioning)
+    timesteps = sent(inputs.noise.timesteps, run.device)
+    result = _counted(run, prediction, target, timesteps, inputs.weights)
+    return result if inputs.priors is None else result * sent(inputs.priors, run.device)
 
 
 def _counted(run: Run, prediction: Tensor, target: Tensor, timesteps: Tensor, weights: Tensor | None) -> Tensor:
@@ -161,39 +238,12 @@ def _counted(run: Run, prediction: Tensor, target: Tensor, timesteps: Tensor, we
             settings.huber_schedule, settings.huber_delta, snr, timesteps, schedule.num_train_timesteps
         )
     errors = losses.elementwise_errors(prediction, target, settings.type, delta)
-    result = losses.mean_per_sample(errors, None if weights is None else weights.to(run.device))
+    result = losses.mean_per_sample(errors, None if weights is None else sent(weights, run.device))
     if settings.min_snr_gamma > 0:
         result = result * losses.min_snr_weights(snr, settings.min_snr_gamma, schedule.prediction_type)
     if settings.debiased_estimation:
         result = result * losses.debiased_weights(snr, schedule.prediction_type)
     return result
-
-
-def mask_batch(pictures: PictureSet, indices: list[int], flips: list[bool]) -> Tensor | None:
-    """Weights (B, 1, h, w) in space, ones for a picture without a mask; None when no picture of the batch has one."""
-    keys = list(zip(indices, flips, strict=True))
-    if not any(key in pictures.masks for key in keys):
-        return None
-    whole = torch.ones(1, 1, *pictures.latents[keys[0]].shape[-2:])
-    return torch.cat([pictures.masks.get(key, whole) for key in keys])
-
-
-def condition(
-    run: Run, pictures: PictureSet, indices: list[int], flips: list[bool], captions: list[str]
-) -> Conditioning:
-    """Encoded captions, with the true sizes and crops of the pictures where the family is told them."""
-    sizes = []
-    for index, flip in zip(indices, flips, strict=True):
-        placement = pictures.placed[index].placement
-        placement = placement.mirrored() if flip else placement
-        (width, height), (bucket_width, bucket_height) = placement.original, placement.bucket
-        sizes.append(
-            run.family.size_conditioning(
-                (height, width), (placement.top, placement.left), (bucket_height, bucket_width)
-            )
-        )
-    time_ids = None if sizes[0] is None else torch.cat(sizes)
-    return run.prompts.encode(captions).with_time_ids(time_ids)
 
 
 def denoising_losses(
@@ -210,14 +260,15 @@ def denoising_losses(
     """
     prediction, target = denoise(run, latents, Noise(noise, noise, timesteps), conditioning)
     errors = losses.elementwise_errors(prediction, target)
-    return losses.mean_per_sample(errors, None if weights is None else weights.to(run.device))
+    return losses.mean_per_sample(errors, None if weights is None else sent(weights, run.device))
 
 
 def denoise(run: Run, latents: Tensor, noise: Noise, conditioning: Conditioning) -> tuple[Tensor, Tensor]:
     """The denoiser's answers and what they should be, both (B, C, h, w). All inputs may lie on the CPU."""
-    latents, timesteps = latents.to(run.device), noise.timesteps.to(run.device)
-    noisy_latents = run.noise_schedule.add_noise(latents, noise.mixed.to(run.device), timesteps)
-    target = run.noise_schedule.target(latents, noise.target.to(run.device), timesteps)
-    with autocast(run.device, run.dtype):
+    there = partial(sent, device=run.device)
+    latents, timesteps = there(latents), there(noise.timesteps)
+    noisy_latents = run.noise_schedule.add_noise(latents, there(noise.mixed), timesteps)
+    target = run.noise_schedule.target(latents, there(noise.target), timesteps)
+    with autocast(run.device, run.dtype), run.keeping.saving():
         prediction = run.family.predict(run.components.denoiser, noisy_latents, timesteps, conditioning.to(run.device))
     return prediction, target

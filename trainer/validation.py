@@ -20,7 +20,8 @@ from trainer.noise import timestep_quantiles
 from trainer.randomness import derive_seed
 from trainer.sampling import evaluation, untouched_random_state
 from trainer.setup import PictureSet, Run
-from trainer.step import condition, denoising_losses, mask_batch
+from trainer.step import denoising_losses
+from trainer.step_inputs import condition, mask_batch
 
 MEMORY = "measurements"
 """The name of the measurements among what a run remembers."""
@@ -58,10 +59,11 @@ def picture_losses(run: Run, pictures: PictureSet, indices: range | list[int]) -
     set it is measured: train and held-out loss differ by what was learned alone. As many timesteps at a time as training
     takes pictures.
     """
-    timesteps = measured_timesteps(run)
-    losses = []
+    timesteps, order = measured_timesteps(run), list(indices)
+    losses = {}
     with evaluation(list(run.adapted.values())), untouched_random_state(), torch.no_grad():
-        for index in indices:
+        for place in run.workers.turn(len(order)):
+            index = order[place]
             one = pictures.placed[index]
             latents = pictures.latents[index, False]
             conditioning = condition(run, pictures, [index], [False], [one.picture.caption])
@@ -75,8 +77,8 @@ def picture_losses(run: Run, pictures: PictureSet, indices: range | list[int]) -
                 ]
                 conditionings = Conditioning.cat([conditioning] * len(some))
                 own.append(denoising_losses(run, repeated[0], noise, torch.tensor(some), conditionings, *repeated[1:]))
-            losses.append(float(torch.cat(own).double().mean()))
-    return tuple(losses)
+            losses[place] = float(torch.cat(own).double().mean())
+    return run.workers.gathered(losses, len(order))
 
 
 def _noise(run: Run, one: PlacedPicture, timestep: int, latents: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from trainer.config.files import Setting, SettingKind, iter_settings
 from trainer.jobs import TRAINER_THREAD
 from trainer.logs import close_logging
 from trainer.workspace import REPOSITORY_DIR, Workspace
+from ui.cli_processes import add_process_options, machines_of, process_flags
 from ui.endpoints import add_endpoint_options, endpoints_of
 from ui.subcommands import COMMAND, mistake_in_words
 
@@ -158,9 +159,10 @@ def _demo_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "python launch.py train RUN.toml [--section.field VALUE ...] [--workspace DIR] [--json]"
+    parser.usage = "python launch.py train RUN.toml [--section.field VALUE ...] [--gpus N] [--workspace DIR] [--json]"
     _add_workspace(parser)
     _add_json(parser, "print every event as a line of JSON")
+    add_process_options(parser)
     _run_arguments(parser)
 
 
@@ -191,6 +193,7 @@ def _resume_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "python launch.py resume RUN [--section.field VALUE ...] [--workspace DIR] [--json]"
     parser.description = "Settings given here replace the run's own from its last checkpoint on; see `train --help`."
     parser.add_argument("run_id", metavar="RUN", help="name of the run, as `runs` lists it")
+    add_process_options(parser)
 
 
 def _rebuild_arguments(parser: argparse.ArgumentParser) -> None:
@@ -338,7 +341,8 @@ def run_train(options: argparse.Namespace) -> int:
     """Trains a LoRA as a TOML file says; any setting can be given as a flag instead."""
     from ui.cli_run import train
 
-    return train(open_workspace(options), options.config, options.flags, as_json=options.json)
+    machines = machines_of(options)
+    return train(open_workspace(options), options.config, process_flags(options), machines, as_json=options.json)
 
 
 def run_check(options: argparse.Namespace) -> int:
@@ -354,7 +358,8 @@ def run_resume(options: argparse.Namespace) -> int:
     """Lets a paused, stopped, failed or interrupted run go on from its last checkpoint."""
     from ui.cli_run import resume
 
-    return resume(open_workspace(options), options.run_id, options.flags, as_json=options.json)
+    machines = machines_of(options)
+    return resume(open_workspace(options), options.run_id, process_flags(options), machines, as_json=options.json)
 
 
 def run_rebuild(options: argparse.Namespace) -> int:

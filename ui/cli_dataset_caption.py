@@ -120,6 +120,7 @@ def _set_caption(dataset: Dataset, options: argparse.Namespace) -> int:
     if len(options.values) != 2:
         raise SafelightError("`set` takes PICTURE TEXT. Put quotes around a text with spaces.")
     picture, text = options.values
+    dataset.caption_changes({picture: text})  # refuses what can't be written, in a dry run too
     if not options.dry_run:
         dataset.set_captions(f"Caption of {picture}", {picture: text})
         dataset.history.settle()

@@ -13,6 +13,7 @@ from trainer.config.files import apply_flags, load_values, parse_config
 from trainer.config.schema import TrainConfig
 from trainer.dataset.checking import Checking, Report
 from trainer.dataset.fixes import apply_fix, find_fix
+from trainer.dataset.plan import model_step
 from trainer.dataset.quality import CHECKS, Severity
 from trainer.tasks import TaskControl, TaskState
 from ui.cli_dataset import FAILED, open_studio, watch
@@ -46,7 +47,10 @@ def check(options: argparse.Namespace) -> int:
     """Prints what was found; the exit code is 1 if a problem is left, with --strict also for a warning."""
     studio = open_studio(options)
     dataset = studio.open(options.name)
-    checking = Checking(studio, dataset, _config(options), options.held_out, options.tagger)
+    config = _config(options)
+    if options.base is not None:
+        model_step(studio.workspace, config.model.base)  # a model that is named must be there
+    checking = Checking(studio, dataset, config, options.held_out, options.tagger)
     told = []
     for kind, fix in [_fix_of(text) for text in options.fix]:
         sentence = _waited(checking, f"{CHECKS[kind].title}: {find_fix(kind, fix).button}", options, _fixing(kind, fix))

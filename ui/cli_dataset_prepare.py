@@ -7,6 +7,7 @@ from pathlib import Path
 
 from security.errors import SafelightError
 from trainer.config.files import apply_flags, load_values, parse_config, parse_text
+from trainer.dataset.plan import model_step
 from trainer.dataset.prepare import OPTIONS, prepare_dataset, prepare_options
 from ui.cli_dataset import follow, meant_pictures, open_studio, picture_arguments
 from ui.settings_files import named_file
@@ -51,6 +52,8 @@ def prepare(options: argparse.Namespace) -> int:
     )
     studio = open_studio(options)
     dataset = studio.open(options.name)
+    if options.base is not None:
+        model_step(studio.workspace, config.model.base)  # a model that is named must be there
     names = meant_pictures(dataset, options.pictures) if options.pictures else None
     task = studio.tasks.start(
         "prepare",

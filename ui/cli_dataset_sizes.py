@@ -118,9 +118,8 @@ def _tell(plan: DatasetPlan, config: TrainConfig) -> None:
         print(f"held out, only measured: {', '.join(one.picture.name for one in plan.held_out)}")
     small = [one.placement.enlargement for one in plan.resting if one.placement.enlargement > 1]
     if small:
-        print(
-            f"{len(small)} pictures are smaller than the size they are trained at, enlarged up to {max(small):.2f} times"
-        )
+        which = "1 picture is" if len(small) == 1 else f"{len(small)} pictures are"
+        print(f"{which} smaller than the size trained at, enlarged up to {max(small):.2f} times")
     print(
         f"{plan.looks_per_epoch:g} looks in batches of {plan.batch_size} = {plan.steps_per_epoch:g} steps per epoch; "
         f"{config.training.max_train_steps} steps = {plan.epochs:.3g} epochs"

@@ -24,6 +24,7 @@ from trainer.demo import demo_config
 from trainer.jobs import Jobs
 from trainer.logs import configure_logging
 from trainer.lora_files.programs import told_in_words
+from trainer.machines import ONE_MACHINE, Machines
 from trainer.runs import Progress, RunFolder, RunState
 from trainer.words import duration
 from trainer.workspace import Workspace
@@ -116,21 +117,25 @@ def finish_demo(workspace: Workspace, progress: Progress, out: Path | None) -> D
     return result
 
 
-def train(workspace: Workspace, path: Path, flags: Sequence[str], *, as_json: bool) -> int:
+def train(
+    workspace: Workspace, path: Path, flags: Sequence[str], machines: Machines = ONE_MACHINE, *, as_json: bool
+) -> int:
     """Trains what a TOML file and flags say. Raises SafelightError for settings that can't be run."""
     config = parse_config(apply_flags(load_values(named_file(path)), flags))
     configure_logging(workspace)
-    jobs = Jobs(workspace)
+    jobs = Jobs(workspace, machines)
     run_id = jobs.submit(config)
     if not as_json:
         print(rates_line(config, sys.stdout.encoding or "ascii"), flush=True)
     return Follower(jobs, run_id, as_json=as_json).follow()[1]
 
 
-def resume(workspace: Workspace, run_id: str, flags: Sequence[str], *, as_json: bool) -> int:
+def resume(
+    workspace: Workspace, run_id: str, flags: Sequence[str], machines: Machines = ONE_MACHINE, *, as_json: bool
+) -> int:
     """Lets a run go on, with the settings that flags change. Raises SafelightError when it can't."""
     configure_logging(workspace)
-    jobs = Jobs(workspace)
+    jobs = Jobs(workspace, machines)
     known = len(jobs.lines(run_id))
     follower = Follower(jobs, run_id, as_json=as_json, first_line=known)
     jobs.resume(run_id, changes_by(flags, RunFolder.find(workspace, run_id).config()))
@@ -268,6 +273,8 @@ def progress_text(progress: Progress) -> str:
         parts.append(f"loss {progress.loss:.4f}")
     if progress.seconds_per_step is not None:
         parts.append(f"{progress.seconds_per_step:.2f} s a step")
+    if progress.pace is not None:
+        parts.append(f"{progress.pace.images_per_second:.3g} pictures/s")
     if progress.eta_seconds is not None:
         parts.append(f"about {duration(progress.eta_seconds)} left")
     return "  ".join(parts)

@@ -11,6 +11,7 @@ from urllib.parse import quote
 from trainer import events
 from trainer.families import FAMILIES
 from trainer.lora_files.programs import programs_in_words
+from trainer.pace import Pace
 from trainer.preflight.estimates import judged
 from trainer.rebuild import Checked
 from trainer.runs import LossPoint, Progress, RunState
@@ -211,6 +212,13 @@ def looks_told(seen: int, pictures: int) -> str:
     return f"{looks:.0f}" if looks >= 10 else f"{round(looks, 1):g}"
 
 
+def _memory_told(pace: Pace | None) -> str | None:
+    if pace is None or not pace.memory_bytes:
+        return None
+    total = f" of {gigabytes(pace.memory_total)}" if pace.memory_total else ""
+    return f"{gigabytes(pace.memory_bytes)}{total}"
+
+
 def _facts(progress: Progress) -> list[list[str]]:
     """Names and values of the small table beside the curve; what isn't known yet is left out."""
     facts: list[tuple[str, str | None]] = [
@@ -220,6 +228,9 @@ def _facts(progress: Progress) -> list[list[str]]:
         ("Looks at each picture", looks_told(progress.images_seen, progress.num_images) or None),
         ("Learning rate", f"{progress.learning_rate:.3g}" if progress.learning_rate is not None else None),
         ("Gradient norm", f"{progress.gradient_norm:.3g}" if progress.gradient_norm is not None else None),
+        ("Pictures per second", f"{progress.pace.images_per_second:.3g}" if progress.pace else None),
+        ("Memory in use", _memory_told(progress.pace)),
+        ("Limited by", (progress.pace.limit or None) if progress.pace else None),
         ("Time per step", f"{progress.seconds_per_step:.2f} s" if progress.seconds_per_step is not None else None),
         ("Sandbox", _sandbox(progress)),
         ("Plan", plan_text(progress) or None),

@@ -23,5 +23,7 @@ def test_a_run_is_checked_and_the_way_leads_to_the_setting(watched: Watch, serve
     expect(page.locator("#set-optimizer-learning-rate input")).to_be_focused()
 
     page.locator("#set-optimizer-learning-rate input").fill("-1")
+    page.keyboard.press("Tab")
+    page.wait_for_timeout(1000)  # the page takes a field's value over a moment after it was typed
     page.locator("#check-run").click()
     expect(page.locator("#set-optimizer-learning-rate input")).to_have_attribute("aria-invalid", "true")

@@ -95,7 +95,7 @@ def test_every_setting_can_be_found_changed_and_put_back(watched: Watch, server:
     changed = page.locator(".sl-changes li", has_text="Rank: 16")
     expect(changed).to_contain_text("31")
     for word, found in (
-        ("vram", "training-gradient-checkpointing"),
+        ("vram", "memory-checkpointing"),
         ("holdout", "validation-split"),
         ("lr", "embedding-learning-rate"),
     ):

@@ -59,7 +59,8 @@ DANGEROUS_NAMES: dict[str, tuple[str, ...]] = {
     # file of the package; test_tagging.py holds every row to classes of the package, and taggers of users to one class.)
     "import_module": (
         *("trainer/families/__init__.py", "trainer/optimizers.py", "security/confined.py", "security/signing.py"),
-        *("security/token_sources.py", "trainer/tagging/base.py", "trainer/adapters/table.py"),
+        *("security/token_sources.py", "security/worker.py", "trainer/tagging/base.py"),
+        "trainer/adapters/table.py",
     ),
 }
 """Attributes with the places that may use them."""

@@ -87,6 +87,7 @@ def test_every_bullet_under_what_is_protected_has_a_mark() -> None:
         "Search patterns that a visitor",
         "Publishing a dataset is the on",
         "LoRA files of others are looke",
+        "On several GPUs or processes e",
         "Wrong passwords make everybody",
         "Requests from other web sites ",
     ]
@@ -101,9 +102,8 @@ def test_commands_and_variables_that_the_policy_names_exist() -> None:
     text = pages.raw("SECURITY.md")
     named = set(re.findall(r"`python launch\.py (\w+)", text))
     assert named <= {*COMMANDS, "test"} and {"verify", "sign", "sbom", "doctor"} <= named
-    code = "\n".join(
-        (pages.ROOT / name).read_text(encoding="utf-8") for name in ("trainer/models/checks.py", "ui/cli.py")
-    )
+    places = ("trainer/models/checks.py", "ui/cli.py", "ui/cli_processes.py")
+    code = "\n".join((pages.ROOT / name).read_text(encoding="utf-8") for name in places)
     for variable in set(re.findall(r"`(SAFELIGHT_[A-Z_]+)`", text)):
         assert variable in code
     for flag in set(re.findall(r"`(--[a-z-]+)`", text)):

@@ -146,6 +146,7 @@ def test_flags_lie_over_the_file() -> None:
         (["--lora.rank", "eight"], "not a whole number"),
         (["--lora.rank"], "needs a value"),
         (["lora.rank", "3"], "is not a setting"),
+        (["--training.gradient_checkpointing", "true"], r"It is memory\.checkpointing now"),
         (["--dataset.shuffle_tags", "perhaps"], "not on or off"),
     ],
 )
@@ -170,7 +171,7 @@ def test_broken_files_are_refused(tmp_path) -> None:
 def test_typed_text_becomes_the_settings_type() -> None:
     assert parse_text(SETTINGS["optimizer.learning_rate"], "1e-4") == 1e-4
     assert parse_text(SETTINGS["sample.prompts"], " a \n\n b ") == ["a", "b"]
-    assert parse_text(SETTINGS["training.gradient_checkpointing"], "Off") is False
+    assert parse_text(SETTINGS["training.skip_spikes"], "Off") is False
 
 
 def test_settings_of_older_files_are_read_under_their_new_names(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ BUSY: dict[str, Any] = {
     "optimizer.learning_rate": 3e-4, "optimizer.text_encoder_learning_rate": 1e-5, "optimizer.schedule": "cosine_with_restarts",
     "optimizer.num_cycles": 3, "optimizer.warmup_steps": 40, "optimizer.beta2": 0.99, "optimizer.weight_decay": 0.1,
     "training.max_train_steps": 1500, "training.batch_size": 3, "training.gradient_accumulation_steps": 2,
-    "training.gradient_checkpointing": True, "training.seed": 7, "training.max_grad_norm": 0.5, "training.max_weight_norm": 1.0,
+    "memory.checkpointing": "blocks", "training.seed": 7, "training.max_grad_norm": 0.5, "training.max_weight_norm": 1.0,
     "loss.type": "huber", "loss.huber_delta": 0.2, "loss.huber_schedule": "constant", "loss.min_snr_gamma": 5.0,
     "loss.prior_loss_weight": 0.5, "noise.offset": 0.05, "noise.adaptive_offset": 0.01, "noise.input_perturbation": 0.05,
     "noise.min_timestep": 20, "noise.max_timestep": 900, "sample.prompts": ["one", "two, three"],

@@ -232,7 +232,7 @@ def test_a_run_that_went_astray_goes_on_with_the_change(base: Path, pictures: Pa
     jobs.resume(run_id, {told.setting: told.value})
     assert jobs.wait(120)
     progress = jobs.progress(run_id)
-    assert progress.state is RunState.FINISHED and progress.astray is None and progress.step == 100
+    assert progress.state is RunState.FINISHED and progress.astray is None and progress.step == 100, progress.message
     assert (progress.resumes, progress.changes) == (
         (told.back_to,),
         {"optimizer.learning_rate": "10.0 -> 0.0001"},
@@ -255,6 +255,19 @@ def test_the_usual_loss_is_the_median_of_the_last_steps() -> None:
         watch.add(1.0, spike=False)
     assert len(watch.recent) == KEPT and not watch.is_spike(4.9, 5.0)
     assert LossWatch.of({"losses": watch.kept()}) == watch
+
+
+def test_a_gradient_out_of_all_bounds_makes_a_state_unfit_to_go_on_from() -> None:
+    watch = LossWatch()
+    for number in range(FEWEST):
+        watch.add(0.1, 0.01 + 0.001 * number, spike=False)
+    watch.add(0.1, 0.019 * 900, spike=False)  # once, by a hard picture
+    assert not watch.astray
+    watch.add(0.1, None, spike=False)  # a step that was left out
+    watch.add(0.1, 0.021 * 1100, spike=False)
+    assert watch.astray and LossWatch.of({"losses": watch.kept()}).astray
+    watch.add(0.1, 0.01, spike=False)
+    assert not watch.astray
 
 
 def test_single_high_losses_are_no_training_astray() -> None:

@@ -452,8 +452,15 @@ def test_links_are_not_followed(studio: Studio, source: Path, tmp_path: Path) ->
     put(source, a_dot_png=picture())
     (source / "linked.png").symlink_to(outside / "secret.png")
     (source / "linked").symlink_to(outside)
-    brought(studio, "mira", source)
+    skipped: list[tuple[str, str]] = []
+
+    class Told(TaskControl):
+        def skip(self, name: str, reason: str) -> None:
+            skipped.append((name, reason))
+
+    import_paths(studio, "mira", [source], Told())
     assert studio.open("mira").pictures() == ["a.png"]
+    assert dict(skipped) == dict.fromkeys(("linked", "linked.png"), "a link, and links are not followed")
 
 
 def test_hidden_files_and_foreign_names_of_a_bundle_stay_below_the_dataset(studio: Studio, source: Path) -> None:

@@ -46,6 +46,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "loss.prior_loss_weight": 0.2,
             "loss.huber_delta": 0.9,
             "loss.huber_schedule": "constant",
+            "training.shard_base": True,
+            "speed.channels_last": "on",
             "noise.offset_random_strength": True,
             "noise.adaptive_offset": -0.5,
             "noise.pyramid_discount": 0.9,
@@ -55,6 +57,16 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "validation.train_pictures": 3,
             "validation.keep_best": False,
             "validation.early_stop_delta": 0.2,
+        },
+    ),
+    "another adapter and optimizer, without a GPU": (
+        {"lora.adapter": "loha", "optimizer.name": "radam", "training.device": "cpu"},
+        {
+            "speed.fused_lora": False,
+            "speed.packed_weights": "on",
+            "speed.fused_optimizer": False,
+            "speed.late_metrics": "on",
+            "memory.offload": "both",
         },
     ),
     "squares without captions and guidance": (
@@ -81,6 +93,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"lora.target_patterns": ["attn2"]},
         {"lora.targets": "all", "lora.lokr_factor": 4, "lora.block_size": 8, "lora.text_encoder_stop_step": 1},
     ),
+    "nothing on the disk": ({"dataset.cache_latents": False}, {"speed.mapped_latents": "on"}),
+    "something is dropped": ({"lora.dropout": 0.1}, {"speed.compile": "on"}),
     "no convolutions": ({}, {"lora.conv_alpha": 1.0}),
     "a rotation": (
         {"lora.adapter": "oft", "lora.conv_rank": 4},

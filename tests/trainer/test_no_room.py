@@ -32,6 +32,8 @@ resource = pytest.importorskip("resource", reason="limits of POSIX systems stand
 
 TINY_FILES = 3000
 """Bytes: no checkpoint, LoRA or picture is as small."""
+AT_ONCE = {"background_saving": False}
+"""Where a test counts the checkpoints that were written before the disk was full."""
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +109,7 @@ def test_a_disk_that_is_full_for_a_while_costs_no_step(base, pictures, workspace
         if isinstance(event, events.StepDone) and event.step in (2, 4):
             full(event.step == 2)
 
-    seen = watched(settings(base, pictures), workspace, watch)
+    seen = watched(settings(base, pictures, speed=AT_ONCE), workspace, watch)
     told = warnings(seen)
     assert [text for text in told if "The disk is full" in text and "step 2" in text and "make room" in text]
     assert [event.step for event in seen if isinstance(event, events.CheckpointSaved)] == [1, 4, 5, 6]
@@ -139,7 +141,7 @@ def test_a_run_that_may_not_wait_says_where_it_goes_on_from(base, pictures, work
             control.stop.set()
 
     with pytest.raises(room.DiskFull, match=r"The disk is full .* up to step 3 .* Make room and continue"):
-        watched(settings(base, pictures), workspace, watch, control)
+        watched(settings(base, pictures, speed=AT_ONCE), workspace, watch, control)
     full(False)
     folder = only_run(workspace)
     assert [path.name for path in list_checkpoints(folder.checkpoints_dir)] == ["step-00000001", "step-00000002"]

@@ -216,6 +216,8 @@ def test_the_dry_run_estimates_and_the_run_is_judged_by_it(base: Path, pictures:
     result = preflight(workspace, config)
     estimate = result.estimate
     assert estimate is not None and not result.faults, result.findings
+    (planned,) = [one.text for one in result.findings if one.check == "memory plan"]
+    assert "GB, nothing is computed twice" in planned
     assert set(workspace.runs_dir.iterdir()) == before, "a check is no run"
     assert not list(workspace.checks_dir.glob("dry-*")), "what the dry run wrote is gone"
     assert (estimate.steps, estimate.images, estimate.epochs) == (6, 4, 3.0)

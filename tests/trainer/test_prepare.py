@@ -220,6 +220,17 @@ def test_a_refused_one_leaves_nothing(studio: Studio, dataset: Dataset) -> None:
     assert not list((studio.workspace.cache_dir / "studio").iterdir())
     with pytest.raises(RefusedConfig, match=r"longest_side is '-1'.*background is 'red': a colour is #"):
         prepare_options({"background": "red", "longest_side": "-1"})
+    with pytest.raises(RefusedConfig, match="shortest_side is 600 but longest_side is 300"):
+        prepare_options({"shortest_side": 600, "longest_side": 300})
+    assert prepare_options({"shortest_side": 300, "longest_side": 300}).longest_side == 300
+
+
+def test_crops_of_a_model_that_is_not_there_are_told(studio: Studio, dataset: Dataset) -> None:
+    options = prepare_options({"crop": "training"})
+    assert "usual model" not in prepare_dataset(studio, dataset, "new", options, CONFIG)
+    elsewhere = TrainConfig.model_validate({"model": {"base": "nobody"}})
+    told = prepare_dataset(studio, dataset, "other", options, elsewhere)
+    assert "no model 'nobody'" in told and told.endswith("The crops are those of a usual model.")
 
 
 def network(path: Path, factor: int = 2, *, side: int | str = "side", channels: int = 3, reach: int = 0) -> Path:

@@ -65,7 +65,7 @@ def test_purposes_and_memory_change_what_they_say() -> None:
     assert "loss.min_snr_gamma" in face.values
     assert "loss.min_snr_gamma" not in shipped_preset(Purpose.CHARACTER, "sdxl-v").values
     small = shipped_preset(Purpose.STYLE, "sdxl", 8)
-    assert small.values["training.gradient_checkpointing"] and small.values["optimizer.name"] == "adamw_8bit"
+    assert small.values["memory.checkpointing"] == "blocks" and small.values["optimizer.name"] == "adamw_8bit"
     assert small.values["lora.rank"] == 8, "memory comes after the purpose"
     assert shipped_preset(Purpose.STYLE, "sdxl", 24).values["training.batch_size"] == 4
     tiny = shipped_preset(Purpose.STYLE, "sdxl", 6)

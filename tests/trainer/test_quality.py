@@ -77,6 +77,16 @@ def test_nothing_is_found_in_sound_pictures(studio: Studio, sound: Dataset) -> N
     report = Checking(studio, sound, CONFIG).report()
     assert not report.findings and report.sentence == "Nothing found in 3 pictures."
     assert report.step == 16 and report.step_is_known
+    (sound.path / "lost.txt").write_text("nobody")  # is not one of the pictures that are counted
+    report = Checking(studio, sound, CONFIG).report()
+    assert report.sentence == "1 hint." and report.findings[0].sentence.startswith(
+        "Caption without a picture: 1 caption."
+    )
+    told = apply_fix(Checking(studio, sound, CONFIG), "orphan_caption", "remove_caption")
+    assert told == "1 caption taken out. Undo takes it back."
+    (sound.path / "lost.txt").write_text("nobody")
+    (sound.path / "flower.png").write_bytes((sound.path / "flower.png").read_bytes()[:900])
+    assert Checking(studio, sound, CONFIG).report().sentence == "1 problem, 1 hint in 1 of 3 pictures."
     assert Checking(studio, studio.create("empty"), CONFIG).report().sentence == "empty has no pictures."
 
 
@@ -175,7 +185,7 @@ def test_a_check_finds_its_fault_and_every_fix_mends_it_in_one_step(kind: str, s
     assert finding.severity in Severity and finding.sentence.startswith(CHECKS[kind].title)
     for name in finding.fixes:
         told = fix(studio, sound, kind, name)
-        assert told.startswith("1 picture") or kind == "shared_caption", told
+        assert told.startswith(f"1 {CHECKS[kind].counted}") or kind == "shared_caption", told
         assert kind not in found(studio, sound), name
         assert sound.history.undo().label.startswith(CHECKS[kind].title)
         assert files(sound) == before, name

@@ -44,6 +44,7 @@ EXAMPLES: list[events.Event] = [
     events.SampleSaved(1, 0, "a cat", 1, "samples/a.png"),
     events.CheckpointSaved(5, "checkpoints/step-00000005"),
     events.LoraSaved(5, "x.safetensors", "kohya", 1000),
+    events.MemoryPlanned("nothing computed twice", {"base": 1000}, 24_000_000_000),
     events.Planned(60.0, 0.2, 1000, 2000, "a dry run"),
     events.Measured(900, 2100),
     events.Warned("careful"),

@@ -26,7 +26,7 @@ from trainer.inputs import find_inputs
 from trainer.jobs import Control
 from trainer.runs import RunFolder
 from trainer.setup import prepare
-from trainer.step import condition
+from trainer.step_inputs import condition
 from trainer.workspace import Workspace
 
 

@@ -166,11 +166,11 @@ def test_training_in_fp16_scales_its_loss(name: str, models, pictures, workspace
 
 def test_checkpointing_gives_the_same_numbers(models, pictures, tmp_path) -> None:
     results = []
-    for on in (False, True):
-        workspace = Workspace.open(tmp_path / str(on))
-        config = make_config(models["eps"], pictures, training={"gradient_checkpointing": on}, lora={"dropout": 0.3})
+    for on in ("off", "attention", "blocks"):
+        workspace = Workspace.open(tmp_path / on)
+        config = make_config(models["eps"], pictures, memory={"checkpointing": on}, lora={"dropout": 0.3})
         results.append(losses(trained(config, workspace)))
-    assert results[0] == results[1]
+    assert results[0] == results[1] == results[2]
 
 
 def test_a_run_learns(models, pictures, workspace) -> None:

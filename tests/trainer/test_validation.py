@@ -151,7 +151,7 @@ def test_the_timesteps_stand_for_equal_shares_of_those_of_training(base, picture
 def test_a_held_out_loss_is_the_mean_over_its_timesteps(base, pictures, workspace) -> None:
     """Against the noise that a reader of the documentation would draw."""
     from trainer.randomness import derive_seed
-    from trainer.step import condition
+    from trainer.step_inputs import condition
 
     run = prepared(config_of(base, pictures, lora={}), workspace)
     own = []

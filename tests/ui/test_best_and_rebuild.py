@@ -67,6 +67,17 @@ def test_the_curve_has_both_losses_with_their_spread_and_the_best_step(
     assert "0.2600 at step 20" in text and "lowest at step 10: 0.2000" in text and "same way: 0.0900" in text
 
 
+def test_pace_memory_and_what_limits_a_run_are_shown(services: Services) -> None:
+    folder = run_folder(services.workspace, "brisk", steps=1)
+    told = {"processor_share": 0.95, "memory_bytes": int(2e9), "memory_total": int(8e9)}
+    for step in range(2, 6):
+        folder.append(events.StepDone(step, 0.1, 1e-3, 0.5, 4 * step, 0.5, **told))
+    facts = dict(run_detail(services.jobs.progress("brisk"))["facts"])
+    assert facts["Pictures per second"] == "8"
+    assert facts["Memory in use"] == "2.0 GB of 8.0 GB"
+    assert facts["Limited by"] == "the processor's speed"
+
+
 def test_the_best_file_is_recommended_and_overfitting_told(services: Services, overfitted: RunFolder) -> None:
     shown = run_detail(services.jobs.progress("mira"))
     assert shown["notice"] == "Since step 10 it learns by heart."

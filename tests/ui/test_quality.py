@@ -72,6 +72,8 @@ def test_check_says_what_is_wrong_by_words_and_exit_code(cats: Dataset, capsys: 
         run(cats, "check", "cats", "--fix", "blurr")
     with pytest.raises(SafelightError, match=r"dataset\.resolution is 5"):
         run(cats, "check", "cats", "--resolution", "5")
+    with pytest.raises(SafelightError, match="no model 'nobody'"):
+        run(cats, "check", "cats", "--base", "nobody")
 
 
 def test_prepare_on_the_command_line(cats: Dataset, services: Services, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,6 +92,8 @@ def test_prepare_on_the_command_line(cats: Dataset, services: Services, capsys: 
         run(cats, "prepare", "cats", "new", "--crop", "round")
     with pytest.raises(SafelightError, match="--longest-side is 'x', which is no whole number"):
         run(cats, "prepare", "cats", "new", "--longest-side", "x")
+    with pytest.raises(SafelightError, match="no model 'nobody'"):
+        run(cats, "prepare", "cats", "new", "--crop", "training", "--base", "nobody")
 
 
 def functions(panel: Any, services: Services) -> Answers:

@@ -9,10 +9,12 @@ them along the wrong axis; magnitudes per input mean the same everywhere but in 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from trainer.adapters.fused import can_fuse, lora_linear
 from trainer.adapters.inits import start_low_rank
 from trainer.adapters.layer import (
     AdapterOptions,
@@ -29,9 +31,12 @@ class LoraAdapter(nn.Module):
 
     With the PiSSA start the base keeps its weight and the adapter subtracts what it began with (`begun`), which is the
     same network as a base without its main directions and an adapter that holds them, but exact in every format.
+
+    `fused`: on a linear layer, base and product are computed as one operation where that gives the same numbers.
     """
 
     kind = "lora"
+    fused = True
 
     def __init__(self, base: BaseLayer, options: AdapterOptions) -> None:
         super().__init__()
@@ -45,8 +50,15 @@ class LoraAdapter(nn.Module):
 
     def outputs(self, base: BaseLayer, inputs: Tensor) -> Tensor:
         """The base's output plus the product's."""
+        if self.fused and self._is_plain and can_fuse(base, inputs):
+            return lora_linear(cast("nn.Linear", base), inputs, self.down.weight, self.up.weight, self.scale)
         result = base(inputs)
         return (result + self.branch(inputs)).to(result.dtype)
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether nothing is dropped, and nothing taken off again."""
+        return self.begun_down is None and not (self.training and (self.dropout.p > 0 or self.rank_dropout > 0))
 
     def branch(self, inputs: Tensor) -> Tensor:
         """What the product adds to the output, in the matrices' format."""

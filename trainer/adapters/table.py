@@ -36,6 +36,7 @@ class AdapterRow:
     `listens_to`: the settings of [lora] (and optimizer.lora_plus_ratio) that do something with it, besides those that do
     with all. `not_read_by`: the tools that can't load its files, each with the reason. `cost`: processor time of a step
     beside a LoRA's, as measured on the embedded model at its defaults; on larger pictures all come closer to a LoRA.
+    `needs_whole_base`: what it adds to a weight can't be told without that weight.
     """
 
     title: str
@@ -46,6 +47,7 @@ class AdapterRow:
     inits: tuple[AdapterInit, ...] = (AdapterInit.DEFAULT,)
     takes_convolutions: bool = False
     not_read_by: tuple[tuple[str, str], ...] = ()
+    needs_whole_base: bool = False
 
     @property
     def loads_in(self) -> frozenset[str]:
@@ -81,6 +83,7 @@ ADAPTERS: dict[AdapterName, AdapterRow] = {
         cost="A tenth more than a LoRA: the norms of all weights are taken anew in each step.",
         inits=_NO_PISSA,
         not_read_by=(("diffusers", "diffusers takes DoRA's lengths per output; this file has them per input"),),
+        needs_whole_base=True,
     ),
     AdapterName.LOHA: AdapterRow(
         "LoHa",
@@ -104,6 +107,7 @@ ADAPTERS: dict[AdapterName, AdapterRow] = {
         _ROTATION,
         cost="A third more than a LoRA: the rotations are made anew in each step.",
         not_read_by=(("forge", _NOT_FORGE), ("diffusers", _NOT_DIFFUSERS)),
+        needs_whole_base=True,
     ),
     AdapterName.BOFT: AdapterRow(
         "BOFT",
@@ -112,6 +116,7 @@ ADAPTERS: dict[AdapterName, AdapterRow] = {
         _ROTATION,
         cost="Nearly three times a LoRA: each output passes through many rotations.",
         not_read_by=(("forge", _NOT_FORGE), ("diffusers", _NOT_DIFFUSERS)),
+        needs_whole_base=True,
     ),
 }
 

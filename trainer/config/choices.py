@@ -14,6 +14,41 @@ class Precision(StrEnum):
     FP16 = "fp16"
 
 
+class BaseFormat(StrEnum):
+    """How the weights of the frozen base are kept while training; each has a row in trainer/memory/formats.py."""
+
+    WHOLE = "whole"
+    FP8 = "fp8"
+    INT8 = "int8"
+    NF4 = "nf4"
+
+
+class Checkpointing(StrEnum):
+    """Which parts of the base are computed a second time instead of being remembered."""
+
+    AUTO = "auto"
+    OFF = "off"
+    ATTENTION = "attention"
+    BLOCKS = "blocks"
+
+
+class Offload(StrEnum):
+    """What waits in the machine's memory instead of the GPU's."""
+
+    AUTO = "auto"
+    NONE = "none"
+    ACTIVATIONS = "activations"
+    BLOCKS = "blocks"
+    BOTH = "both"
+
+
+class OutOfMemory(StrEnum):
+    """What to do with a step that the memory is too small for."""
+
+    LOWER = "lower"
+    FAIL = "fail"
+
+
 class PredictionType(StrEnum):
     """What the base model predicts. `auto` reads it from the model's own files."""
 

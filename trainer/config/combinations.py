@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from trainer.adapters.patterns import pattern_faults
 from trainer.adapters.table import ADAPTERS
-from trainer.config.choices import AdapterInit, KeyFormat, PredictionType, ScheduleName, Switch
+from trainer.config.choices import AdapterInit, BaseFormat, KeyFormat, Offload, PredictionType, ScheduleName, Switch
 from trainer.config.sections import MAX_RANK, block_rank, block_rate, weighted_dataset, weighted_lora
 from trainer.optimizers import OPTIMIZERS
 
@@ -25,6 +25,7 @@ def combination_faults(config: TrainConfig) -> list[str]:
         _noise_faults,
         _lora_faults,
         _save_faults,
+        _process_faults,
     )
     return [text for group in groups for applies, text in group(config) if applies]
 
@@ -81,6 +82,45 @@ def _optimizer_faults(config: TrainConfig) -> list[tuple[bool, str]]:
             row.one_rate and any(factor not in (0.0, 1.0) for factor in block_factors),
             f"lora.block_learning_rates gives blocks rates of their own, but {name} finds one step size for everything: it "
             "can only freeze blocks, with 0. Choose another optimizer.",
+        ),
+    ]
+
+
+def _process_faults(config: TrainConfig) -> list[tuple[bool, str]]:
+    training = config.training
+    pictures = training.batch_size * training.gradient_accumulation_steps
+    return [
+        (
+            pictures < training.num_processes,
+            f"training.num_processes is {training.num_processes}, but a step has {pictures} "
+            f"picture{'' if pictures == 1 else 's'} (training.batch_size x training.gradient_accumulation_steps) to share "
+            f"among them. Set training.batch_size to {-(-training.num_processes // training.gradient_accumulation_steps)}, or "
+            f"training.num_processes to {pictures}.",
+        ),
+        (
+            training.num_processes > 1 and training.device not in ("auto", "cpu", "cuda"),
+            f"training.num_processes is {training.num_processes}, but training.device is {training.device}: several processes "
+            "take the first GPUs, one each. Set training.device to auto, or training.num_processes to 1.",
+        ),
+        (
+            training.shard_base and training.max_weight_norm > 0,
+            f"training.max_weight_norm is {training.max_weight_norm:g} and training.shard_base is on, but a layer's change can't "
+            "be measured against a base of which each process has a part. Switch one of them off.",
+        ),
+        (
+            training.shard_base and config.memory.base_format is not BaseFormat.WHOLE,
+            f"memory.base_format is {config.memory.base_format.value} and training.shard_base is on, but only whole weights can "
+            "be divided. Set memory.base_format to whole, or switch training.shard_base off.",
+        ),
+        (
+            training.shard_base and config.memory.offload not in (Offload.AUTO, Offload.NONE),
+            f"memory.offload is {config.memory.offload.value} and training.shard_base is on: parts of the base are on the GPUs, "
+            "and the rest is not here. Set memory.offload to none, or switch training.shard_base off.",
+        ),
+        (
+            training.shard_base and ADAPTERS[config.lora.adapter].needs_whole_base,
+            f"lora.adapter is {config.lora.adapter.value} and training.shard_base is on, but what this adapter changes can't be "
+            "told from a base of which each process has a part. Take lora, locon, loha or lokr, or no parts.",
         ),
     ]
 

@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 from security.configs import read_toml
 from security.errors import SafelightError
 from security.redaction import refuse_secrets
-from trainer.config.migrate import migrated
+from trainer.config.migrate import MOVED, migrated
 from trainer.config.schema import Section, TrainConfig
 
 MAX_CONFIG_BYTES = 1_000_000
@@ -193,6 +193,8 @@ def _sections() -> set[str]:
 
 
 def _did_you_mean(name: str) -> str:
+    if name in MOVED:
+        return f" It is {MOVED[name]} now."
     section, _, field = name.rpartition(".")
     known = list(iter_settings())
     own = [setting.field for setting in known if setting.section == section]

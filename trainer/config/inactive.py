@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trainer.adapters.table import ADAPTERS, listens
-from trainer.config.choices import AdapterName, LoraTargets, LossType, ScheduleName, TimestepLaw
+from trainer.config.choices import AdapterName, BaseFormat, LoraTargets, LossType, ScheduleName, TimestepLaw
 from trainer.families import family_row
 from trainer.optimizers import OPTIMIZERS
 
@@ -53,6 +53,47 @@ ROWS: tuple[InactiveRow, ...] = (
         "Does nothing without a word to learn in embedding.word.",
     ),
     InactiveRow(
+        ("speed.fused_lora", "speed.packed_weights"),
+        lambda config, family: config.lora.adapter not in (AdapterName.LORA, AdapterName.LOCON),
+        "Does nothing with this adapter, which computes with the base's weights in one way only.",
+    ),
+    InactiveRow(
+        ("speed.fused_optimizer",),
+        lambda config, family: not OPTIMIZERS[config.optimizer.name].fused,
+        "Does nothing with this optimizer, which moves the weights in one way only.",
+    ),
+    InactiveRow(
+        ("speed.late_metrics",),
+        lambda config, family: (
+            not (OPTIMIZERS[config.optimizer.name].fused and config.speed.fused_optimizer)
+            or config.training.skip_spikes
+            or config.training.max_weight_norm > 0
+            or config.training.num_processes > 1
+        ),
+        "Does nothing without AdamW in one operation, with training.skip_spikes, training.max_weight_norm or several processes: "
+        "they ask what a step came to before the next one.",
+    ),
+    InactiveRow(
+        ("speed.compile",),
+        lambda config, family: (
+            config.training.num_processes > 1
+            or config.memory.base_format is not BaseFormat.WHOLE
+            or config.lora.dropout + config.lora.rank_dropout + config.lora.module_dropout > 0
+        ),
+        "Does nothing with several processes, with memory.base_format, or with one of the LoRA's kinds of dropout, which would "
+        "draw other numbers.",
+    ),
+    InactiveRow(
+        ("speed.channels_last",),
+        lambda config, family: config.training.shard_base,
+        "Does nothing with training.shard_base, which cuts the weights into parts as they lie.",
+    ),
+    InactiveRow(
+        ("speed.mapped_latents",),
+        lambda config, family: not config.dataset.cache_latents,
+        "Does nothing while dataset.cache_latents is off: there is no file to read from, so they are held in memory.",
+    ),
+    InactiveRow(
         ("embedding.stop_step",),
         lambda config, family: config.embedding.stop_step >= config.training.max_train_steps,
         "Does nothing, since the run ends before: set it below training.max_train_steps.",
@@ -69,6 +110,16 @@ ROWS: tuple[InactiveRow, ...] = (
             "Does nothing with the optimizer in optimizer.name, which has no such number.",
         )
         for field in ("beta1", "beta2", "beta3", "epsilon", "d_coefficient")
+    ),
+    InactiveRow(
+        ("memory.offload",),
+        lambda config, family: config.training.device in ("cpu", "mps"),
+        "Does nothing without a GPU that has a memory of its own: there is no other place to move anything to.",
+    ),
+    InactiveRow(
+        ("training.shard_base",),
+        lambda config, family: config.training.num_processes == 1,
+        "Does nothing with one process, which has nobody to share the base with: see training.num_processes.",
     ),
     InactiveRow(
         ("training.skip_spikes",),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-MOVED = {"loss.noise_offset": "noise.offset"}
+MOVED = {"loss.noise_offset": "noise.offset", "training.gradient_checkpointing": "memory.checkpointing"}
 """Old name -> new name, as `section.field`."""
+VALUES: dict[str, dict[Any, Any]] = {"memory.checkpointing": {True: "blocks", False: "auto"}}
+"""What values of a renamed setting are called now. A switch that was off was nobody's choice: off was the default."""
 
 
 def migrated(values: dict[str, Any]) -> dict[str, Any]:
@@ -17,6 +19,8 @@ def migrated(values: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(held, dict) or field not in held:
             continue
         value = held.pop(field)
+        known = VALUES.get(new, {})
+        value = known[value] if isinstance(value, bool) and value in known else value
         target = result.setdefault(new_section, {})
         if isinstance(target, dict):
             target.setdefault(new_field, value)

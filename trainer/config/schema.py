@@ -12,11 +12,15 @@ from pydantic import Field, model_validator
 from trainer.config.choices import (
     AdapterInit,
     AdapterName,
+    BaseFormat,
+    Checkpointing,
     HuberSchedule,
     KeyFormat,
     LoraTargets,
     LossType,
+    Offload,
     OptimizerName,
+    OutOfMemory,
     Precision,
     PredictionType,
     SavePrecision,
@@ -31,12 +35,14 @@ from trainer.config.sections import (
     EmbeddingConfig,
     LoraConfig,
     LossConfig,
+    MemoryConfig,
     ModelConfig,
     NoiseConfig,
     OptimizerConfig,
     SampleConfig,
     SaveConfig,
     Section,
+    SpeedConfig,
     TrainingConfig,
     ValidationConfig,
     weighted_dataset,
@@ -46,6 +52,8 @@ __all__ = [
     "WEIGHTED_DATASET",
     "AdapterInit",
     "AdapterName",
+    "BaseFormat",
+    "Checkpointing",
     "DatasetConfig",
     "EmbeddingConfig",
     "HuberSchedule",
@@ -54,10 +62,13 @@ __all__ = [
     "LoraTargets",
     "LossConfig",
     "LossType",
+    "MemoryConfig",
     "ModelConfig",
     "NoiseConfig",
+    "Offload",
     "OptimizerConfig",
     "OptimizerName",
+    "OutOfMemory",
     "Precision",
     "PredictionType",
     "SampleConfig",
@@ -65,6 +76,7 @@ __all__ = [
     "SavePrecision",
     "ScheduleName",
     "Section",
+    "SpeedConfig",
     "Switch",
     "TimestepLaw",
     "TrainConfig",
@@ -85,6 +97,8 @@ class TrainConfig(Section):
     embedding: EmbeddingConfig = EmbeddingConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
+    memory: MemoryConfig = MemoryConfig()
+    speed: SpeedConfig = SpeedConfig()
     loss: LossConfig = LossConfig()
     noise: NoiseConfig = NoiseConfig()
     sample: SampleConfig = SampleConfig()

@@ -13,11 +13,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from trainer.config.choices import (
     AdapterInit,
     AdapterName,
+    BaseFormat,
+    Checkpointing,
     HuberSchedule,
     KeyFormat,
     LoraTargets,
     LossType,
+    Offload,
     OptimizerName,
+    OutOfMemory,
     Precision,
     PredictionType,
     SavePrecision,
@@ -210,7 +214,7 @@ class OptimizerConfig(Section):
 
 
 class TrainingConfig(Section):
-    """Length, batch and memory of the run."""
+    """Length and batch of the run."""
 
     max_train_steps: Annotated[int, Field(ge=1, le=10_000_000)] = 1000
     """Number of optimizer steps; each one looks at batch_size x gradient_accumulation_steps pictures."""
@@ -218,12 +222,14 @@ class TrainingConfig(Section):
     """Pictures per forward pass; more is smoother and needs more memory."""
     gradient_accumulation_steps: Annotated[int, Field(ge=1, le=1024)] = 1
     """Forward passes that are added up before one optimizer step; smooths like a larger batch at no memory cost."""
+    num_processes: Annotated[int, Field(ge=1, le=64)] = 1
+    """GPUs of this machine that train together, or processes on the CPU. They share the pictures of each step: the run is shorter, and learns the same."""
+    shard_base: bool = False
+    """Keep a part of the base on each GPU, for bases that do not fit on one; slower, since every block is brought together to compute."""
     max_grad_norm: Annotated[float, Field(ge=0.0, le=1000.0)] = 1.0
     """Longest gradient allowed, longer ones are shortened to it; 0 switches clipping off."""
     max_weight_norm: Annotated[float, Field(ge=0.0, le=1000.0)] = 0.0
     """Furthest that each layer may be changed (1 is usual), which keeps a LoRA from overpowering others; 0 sets no limit."""
-    gradient_checkpointing: bool = False
-    """Compute activations twice instead of keeping them: much less memory, about a third slower."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 42
     """Start of all randomness; the same seed and settings give the same LoRA on the same machine."""
     spike_factor: Annotated[float, Field(ge=0.0, le=1000.0)] = 20.0
@@ -232,6 +238,44 @@ class TrainingConfig(Section):
     """Leave such steps out, so that a broken picture can't spoil the LoRA; needs training.spike_factor."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:[0-9]{1,2})?)$")] = "auto"
     """Where to compute: auto takes the first GPU, else the CPU."""
+
+
+class MemoryConfig(Section):
+    """How a run does with the memory that there is."""
+
+    base_format: BaseFormat = BaseFormat.WHOLE
+    """How the frozen base is kept: whole in model.precision; fp8 and int8 halve a 16-bit base and nf4 quarters it, for some accuracy and speed."""
+    checkpointing: Checkpointing = Checkpointing.AUTO
+    """What is computed twice instead of being remembered: attention the transformers, blocks all; much less memory, up to a third slower. Auto: as little as fits."""
+    offload: Offload = Offload.AUTO
+    """What waits in the machine's memory instead of the GPU's: activations, the base's blocks, or both; slower. Auto: only what does not fit."""
+    on_out_of_memory: OutOfMemory = OutOfMemory.LOWER
+    """When the memory is too small for a step: lower takes the same step again with less memory and says so, fail ends the run."""
+
+
+class SpeedConfig(Section):
+    """Faster ways to the same LoRA. Each can be switched off, to compare or to rule it out as a cause."""
+
+    fused_lora: bool = True
+    """Compute a linear layer and its LoRA as one operation, forwards and backwards."""
+    fused_optimizer: bool = True
+    """Move all weights in one operation instead of one after the other. AdamW only."""
+    packed_weights: Switch = Switch.AUTO
+    """On a CPU, keep the frozen weights as its kernels want them: up to a third faster, and twice the memory for the base. Auto: where it pays and fits."""
+    caching_batch_size: Annotated[int, Field(ge=1, le=64)] = 1
+    """Pictures or captions that are encoded at once while a run starts: more can be faster on a GPU, is slower on a CPU, and changes the last bits of what is encoded."""
+    mapped_latents: Switch = Switch.AUTO
+    """Read encoded pictures from the cache at each step instead of holding all of them in memory. Auto: where they need more than an eighth of it."""
+    late_metrics: Switch = Switch.AUTO
+    """Read a step's loss and gradient after the next step was begun, so that a GPU never waits for the program. AdamW only. Auto: on a GPU."""
+    prefetch: Switch = Switch.AUTO
+    """Make the inputs of the next step while this one is computed. Auto: on a GPU, since on a CPU it takes the step's own processors."""
+    channels_last: Switch = Switch.AUTO
+    """Keep the weights of frozen convolutions in the order that a GPU's tensor cores want. Auto: on a GPU in 16 bits."""
+    compile: Switch = Switch.AUTO
+    """Let torch compile the blocks of the denoiser before the first step, which takes minutes and makes steps faster. Not in the sandbox. Auto: long runs on a GPU."""
+    background_saving: bool = True
+    """Write checkpoints to the disk while the training goes on; takes memory for one more copy of the LoRA and the optimizer's state."""
 
 
 class LossConfig(Section):

@@ -49,8 +49,11 @@ class TensorCache:
             path.unlink()
             return None
 
-    def put(self, key: str, tensors: Mapping[str, Tensor]) -> None:
-        """Stores an entry; other processes see it whole or not at all. Without room `is_full` says so: it can be made again."""
+    def put(self, key: str, tensors: Mapping[str, Tensor]) -> bool:
+        """Stores an entry; other processes see it whole or not at all. Without room `is_full` says so: it can be made again.
+
+        Returns whether it was stored.
+        """
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -60,6 +63,8 @@ class TensorCache:
             if not disk_is_full(error):
                 raise
             self.is_full = True
+            return False
+        return True
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.safetensors"

@@ -17,7 +17,7 @@ from trainer.dataset.facts import PictureFacts, facts_of
 from trainer.dataset.looks import measures_of
 from trainer.dataset.measures import Measures
 from trainer.dataset.plan import USUAL_STEP, model_step, plan_dataset
-from trainer.dataset.quality import Checked, Checkup, Finding, find_problems
+from trainer.dataset.quality import CHECKS, Checked, Checkup, Finding, find_problems
 from trainer.dataset.settings import Mark
 from trainer.dataset.similar import Fingerprint, Pair, Relation, find_similar
 from trainer.dataset.studio import Dataset, Studio, caption_name
@@ -49,11 +49,12 @@ class Report:
         if not self.num_pictures:
             return f"{self.dataset} has no pictures."
         if not self.findings:
-            return f"Nothing found in {self.num_pictures:,} pictures."
-        concerned = len({name for finding in self.findings for name in finding.pictures})
+            return f"Nothing found in {self.num_pictures:,} {'picture' if self.num_pictures == 1 else 'pictures'}."
+        about = (finding for finding in self.findings if CHECKS[finding.kind].counted == "picture")
+        concerned = len({name for finding in about for name in finding.pictures})
         counts = Counter(finding.severity.value for finding in self.findings)
         told = ", ".join(f"{number} {word}{'' if number == 1 else 's'}" for word, number in counts.items())
-        return f"{told} in {concerned:,} of {self.num_pictures:,} pictures."
+        return f"{told} in {concerned:,} of {self.num_pictures:,} pictures." if concerned else f"{told}."
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,7 @@ def apply_fix(
 
 def _carry_out(work: Work, fix: Fix, control: TaskControl) -> str:
     done = left = 0
+    counted = CHECKS[work.finding.kind].counted
     label = f"{work.finding.title}: {fix.button[0].lower()}{fix.button[1:]}"
     with work.dataset.history.long(label) as edit:
         for batch in _batches(fix.work(work), control, len(work.pictures)):
@@ -116,8 +117,8 @@ def _carry_out(work: Work, fix: Fix, control: TaskControl) -> str:
                 marks |= change.marks
             with work.dataset.history.locked():
                 edit.add(files | _mark_changes(work.dataset, marks))
-    rest = f" {_pictures(left)} {fix.rest}." if left else ""
-    return f"{_pictures(done)} {fix.done}." + rest + (" Undo takes it back." if done else "")
+    rest = f" {_count(left, counted)} {fix.rest}." if left else ""
+    return f"{_count(done, counted)} {fix.done}." + rest + (" Undo takes it back." if done else "")
 
 
 def _batches(changes: Iterator[Change | None], control: TaskControl, total: int) -> Iterator[list[Change | None]]:
@@ -145,8 +146,8 @@ def _mark_changes(dataset: Dataset, marks: Mapping[str, Mark | None]) -> dict[st
     return {f"{OWN_FOLDER}/{MARKS_FILE}": data}
 
 
-def _pictures(number: int) -> str:
-    return f"{number:,} {'picture' if number == 1 else 'pictures'}"
+def _count(number: int, counted: str) -> str:
+    return f"{number:,} {counted}{'' if number == 1 else 's'}"
 
 
 # ---- taking pictures out --------------------------------------------------------------------------------------------

@@ -69,7 +69,7 @@ class Bundle:
 
 
 def folder_bundle(folder: Path) -> Bundle:
-    """The pictures below a folder of this machine with their folders; hidden files and links are left out.
+    """The pictures below a folder of this machine with their folders; hidden files are left out, links are not followed.
 
     A folder that is itself called `10_name` stays as one, because the number says how often its pictures are seen.
     """
@@ -77,7 +77,9 @@ def folder_bundle(folder: Path) -> Bundle:
     files, skipped = {}, []
     for path in _walk(folder):
         name = prefix + path.relative_to(folder).as_posix()
-        if path.suffix.lower() in WANTED_SUFFIXES:
+        if path.is_symlink():
+            skipped.append((name, "a link, and links are not followed"))
+        elif path.suffix.lower() in WANTED_SUFFIXES:
             files[name] = path
         else:
             skipped.append((name, _other(name)))
@@ -175,7 +177,7 @@ def _manifests(files: Mapping[str, Path]) -> tuple[str, dict[str, Told], list[Sk
 
 
 def _walk(top: Path) -> Iterator[Path]:
-    """Files in a fixed order, however deep. Raises SafelightError for a folder that can't be read."""
+    """Files and links in a fixed order, however deep. Raises SafelightError for a folder that can't be read."""
     waiting = [top]
     while waiting:
         path = waiting.pop()
@@ -185,11 +187,11 @@ def _walk(top: Path) -> Iterator[Path]:
             raise SafelightError(f"The folder {str(path)[:300]} cannot be read: {error.strerror}.") from None
         folders = []
         for entry in entries:
-            if entry.name.startswith(".") or entry.is_symlink():
+            if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if entry.is_dir(follow_symlinks=False):
                 folders.append(Path(entry.path))
-            elif entry.is_file():
+            elif entry.is_file() or entry.is_symlink():
                 yield Path(entry.path)
         waiting += reversed(folders)
 

@@ -100,10 +100,16 @@ OPTIONS: dict[str, Setting] = {setting.name: setting for setting in section_sett
 def prepare_options(values: Mapping[str, Any]) -> PrepareOptions:
     """Checked options. Raises RefusedConfig that names every fault."""
     try:
-        return PrepareOptions.model_validate(dict(values))
+        options = PrepareOptions.model_validate(dict(values))
     except ValidationError as error:
         faults = [_fault(detail) for detail in error.errors()]
         raise RefusedConfig(" ".join(faults)) from None
+    if 0 < options.longest_side < options.shortest_side:
+        raise RefusedConfig(
+            f"shortest_side is {options.shortest_side} but longest_side is {options.longest_side}: no picture can have both. "
+            "Set one of them to 0, or the longest side to more than the shortest."
+        )
+    return options
 
 
 def _fault(detail: Mapping[str, Any]) -> str:
@@ -134,7 +140,7 @@ def prepare_dataset(
     wanted = [name for name in dataset.pictures() if chosen is None or name in chosen]
     if not wanted:
         raise SafelightError(f"{dataset.name} has no pictures to prepare.")
-    placements = _placements(studio, dataset, config) if options.crop is Crop.TRAINING else {}
+    placements, told = _placements(studio, dataset, config) if options.crop is Crop.TRAINING else ({}, "")
     _new_folder(studio, new)
     with ExitStack() as stack:
         staging = stack.enter_context(studio.staging())
@@ -151,7 +157,8 @@ def prepare_dataset(
             raise SafelightError(f"None of the {len(wanted):,} pictures could be prepared, so {new} was not made.")
         shutil.move(staging, _new_folder(studio, new))
     skipped = f" {len(wanted) - done:,} left out." if done < len(wanted) else ""
-    return f"{new} is made: {work.written:,} {'picture' if work.written == 1 else 'pictures'} from {dataset.name}.{skipped}"
+    written = f"{work.written:,} {'picture' if work.written == 1 else 'pictures'}"
+    return f"{new} is made: {written} from {dataset.name}.{skipped}{told}"
 
 
 def _new_folder(studio: Studio, name: str) -> Path:
@@ -161,14 +168,17 @@ def _new_folder(studio: Studio, name: str) -> Path:
     return Root(studio.workspace.datasets_dir).child(name)
 
 
-def _placements(studio: Studio, dataset: Dataset, config: TrainConfig) -> Mapping[str, Placement]:
+def _placements(studio: Studio, dataset: Dataset, config: TrainConfig) -> tuple[Mapping[str, Placement], str]:
+    """Where training would cut each picture, and what there is to say if its model is not known."""
     alone = config.dataset.model_copy(update={"folder": dataset.name, "more": (), "regularisation": ()})
     config = config.model_copy(update={"dataset": alone, "validation": ValidationConfig()})  # none held out
+    told = ""
     try:
         step = model_step(studio.workspace, config.model.base)
-    except SafelightError:  # the base may be chosen later; until then sizes are those of the usual models
-        step = USUAL_STEP
-    return {name: one.placement for name, one in plan_dataset(studio.workspace, config, step).of_source().items()}
+    except SafelightError as error:  # the base may be chosen later; until then sizes are those of the usual models
+        step, told = USUAL_STEP, f" {error} The crops are those of a usual model."
+    plan = plan_dataset(studio.workspace, config, step)
+    return {name: one.placement for name, one in plan.of_source().items()}, told
 
 
 @dataclass

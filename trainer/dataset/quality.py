@@ -103,7 +103,7 @@ class Finding:
 class Check:
     """A row of CHECKS. `look` yields a picture's name and a few words; `advice` says what harm is done, and what helps.
 
-    `group` puts the found pictures together, the one to keep first.
+    `group` puts the found pictures together, the one to keep first; `counted` is what is found, if it isn't pictures.
     """
 
     severity: Severity
@@ -112,6 +112,7 @@ class Check:
     look: Callable[[Checkup], Iterator[tuple[str, str]]]
     fixes: tuple[str, ...]
     group: Callable[[Checkup], list[list[str]]] | None = None
+    counted: str = "picture"
 
 
 def find_problems(checkup: Checkup, kinds: Sequence[str] = ()) -> list[Finding]:
@@ -123,7 +124,7 @@ def find_problems(checkup: Checkup, kinds: Sequence[str] = ()) -> list[Finding]:
         notes = dict(check.look(checkup))
         if notes:
             together = tuple(tuple(names) for names in check.group(checkup)) if check.group else ()
-            sentence = f"{_count(len(notes), check.title)} {check.advice}"
+            sentence = f"{_count(len(notes), check.title, check.counted)} {check.advice}"
             found.append(Finding(kind, check.severity, check.title, sentence, notes, together, check.fixes))
     order = list(Severity)
     return sorted(found, key=lambda finding: order.index(finding.severity))
@@ -138,8 +139,8 @@ def problems_by_picture(findings: Sequence[Finding]) -> dict[str, list[str]]:
     return told
 
 
-def _count(number: int, title: str) -> str:
-    return f"{title}: {number:,} {'picture' if number == 1 else 'pictures'}."
+def _count(number: int, title: str, counted: str) -> str:
+    return f"{title}: {number:,} {counted}{'' if number == 1 else 's'}."
 
 
 # ---- pictures -------------------------------------------------------------------------------------------------------
@@ -372,7 +373,7 @@ def _orphans(checkup: Checkup) -> Iterator[tuple[str, str]]:
 _PROBLEM, _WARNING, _HINT = Severity.PROBLEM, Severity.WARNING, Severity.HINT
 CHECKS: dict[str, Check] = {
     "unreadable": Check(
-        _PROBLEM, "Unreadable", "Broken or cut off, so training leaves them out.", _unreadable, ("remove",)
+        _PROBLEM, "Unreadable", "Training leaves broken ones out, and stops at one that is cut off.", _unreadable, ("remove",)
     ),
     "tiny": Check(_PROBLEM, "Tiny", "Training leaves them out.", _tiny, ("remove",)),
     "duplicate": Check(
@@ -448,7 +449,8 @@ CHECKS: dict[str, Check] = {
         _HINT, "Repeated tags", "A tag counts more when it stands there twice.", _repeating, ("deduplicate",)
     ),
     "orphan_caption": Check(
-        _HINT, "Caption without a picture", "It belongs to nothing here.", _orphans, ("remove_caption",)
+        _HINT, "Caption without a picture", "Training does not see it.", _orphans, ("remove_caption",),
+        counted="caption",
     ),
 }  # fmt: skip
 """Every check by its kind, in the order in which findings of one severity are shown."""

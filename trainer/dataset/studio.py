@@ -227,7 +227,9 @@ class Dataset:
         path = Root(self.path).known_child(picture)
         hidden = any(part.startswith(".") for part in picture.split("/"))
         if hidden or path.suffix.lower() not in IMAGE_SUFFIXES or not path.is_file():
-            raise SafelightError(f"There is no picture {picture[:200]!r} in {self.name}. Reload the page.")
+            raise SafelightError(
+                f"There is no picture {picture[:200]!r} in {self.name}. Check the name, or reload the page."
+            )
         return path
 
     # ---- changes ----

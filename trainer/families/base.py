@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from security.errors import SafelightError
 from trainer import diffusion
 from trainer.config.schema import LoraTargets, ModelConfig, PredictionType, Switch
+from trainer.device import sent
 from trainer.models.files import ModelFiles
 
 __all__ = [
@@ -176,10 +177,11 @@ class Conditioning:
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Conditioning:
         """On `device`; hidden states and pooled in `dtype`, time ids in fp32."""
+        there = torch.device(device)
         return Conditioning(
-            self.hidden_states.to(device=device, dtype=dtype),
-            None if self.pooled is None else self.pooled.to(device=device, dtype=dtype),
-            None if self.time_ids is None else self.time_ids.to(device=device),
+            sent(self.hidden_states, there, dtype),
+            None if self.pooled is None else sent(self.pooled, there, dtype),
+            None if self.time_ids is None else sent(self.time_ids, there),
         )
 
     def row(self, index: int) -> Conditioning:

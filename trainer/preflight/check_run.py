@@ -142,6 +142,8 @@ def _work(
             nonlocal began, phase
             if isinstance(event, events.Warned):
                 dry.findings.append(Finding("dry run", Level.WARNING, event.message))
+            if isinstance(event, events.MemoryPlanned):
+                dry.findings.append(Finding("memory plan", Level.NOTE, f"Planned: {event.sentence}."))
             if isinstance(event, events.Preparing):
                 now = time.monotonic()
                 dry.seconds[phase] = dry.seconds.get(phase, 0.0) + now - began
@@ -247,9 +249,9 @@ def _about(estimate: Estimate, workspace: Workspace) -> list[Finding]:
         if share > FULL:
             text = (
                 f"The largest pictures need {told} of memory, which is too near the end. Lower training.batch_size or "
-                "dataset.resolution, or switch training.gradient_checkpointing on."
+                "dataset.resolution, or keep the base smaller with memory.base_format."
             )
-            findings.append(Finding("memory", Level.WARNING, text, "training.gradient_checkpointing"))
+            findings.append(Finding("memory", Level.WARNING, text, "memory.base_format"))
         else:
             findings.append(Finding("memory", Level.GOOD, f"The largest pictures need {told} of memory."))
     return findings

@@ -19,10 +19,14 @@ from trainer.config.schema import SampleConfig
 from trainer.dataset.batches import Sample
 from trainer.device import autocast, peak_memory
 from trainer.loop import save
+from trainer.memory.fitting import base_bytes
+from trainer.memory.recovery import within_memory
 from trainer.randomness import derive_seed
 from trainer.sampling import draw, drawn_together, evaluation
+from trainer.saving import settle
 from trainer.setup import Emit, Run
-from trainer.step import condition, train_step
+from trainer.step import train_step
+from trainer.step_inputs import condition
 from trainer.validation import picture_losses
 
 SLOW_STEP_SECONDS = 20.0
@@ -79,7 +83,7 @@ def measure(run: Run, emit: Emit, report: Callable[[str], None]) -> Measurements
         torch.cuda.reset_peak_memory_stats(run.device)
     for number in dict.fromkeys((areas.index(max(areas)), areas.index(min(areas)))):
         run.plan = _Repeated(batches[number])  # type: ignore[assignment]
-        seconds, found.loss = _time_steps(run)
+        seconds, found.loss = _time_steps(run, emit)
         found.steps.append((areas[number], seconds))
     run.plan = plan
     report("Trying to save and to draw")
@@ -108,14 +112,14 @@ def _area(run: Run, samples: Sequence[Sample]) -> float:
     return float(width * height * len(samples))
 
 
-def _time_steps(run: Run) -> tuple[float, float]:
+def _time_steps(run: Run, emit: Emit) -> tuple[float, float]:
     """Seconds of a step after the first one, which warms up; and the loss."""
     times = []
     loss = 0.0
     for number in range(4):
         _wait(run.device)
         began = time.perf_counter()
-        loss = train_step(run).loss
+        loss = within_memory(run, emit, lambda: train_step(run)).loss
         _wait(run.device)
         times.append(time.perf_counter() - began)
         if number > 0 and times[-1] > SLOW_STEP_SECONDS:
@@ -169,8 +173,9 @@ def _time_save(run: Run, emit: Emit, found: Measurements) -> None:
         emit(event)
 
     began = time.perf_counter()
-    save(run, noted, stem="check")
+    save(run, noted, stem="check", beside=True)
     found.save_seconds = time.perf_counter() - began
+    settle(run, noted)
     found.checkpoint_bytes = sum(
         path.stat().st_size for path in run.folder.checkpoints_dir.rglob("*") if path.is_file()
     )
@@ -178,20 +183,15 @@ def _time_save(run: Run, emit: Emit, found: Measurements) -> None:
 
 def memory_parts(run: Run) -> dict[str, int]:
     """Bytes of what stays in the memory of the device while a run trains."""
-    trained = {id(parameter) for parameter in run.parameters}
-    base = {
-        id(parameter): parameter.nbytes
-        for part in run.components.modules().values()
-        for parameter in part.parameters()
-        if id(parameter) not in trained and parameter.device.type == run.device.type
-    }
     adapter = sum(parameter.nbytes for parameter in run.parameters)
-    return {
-        "base model": sum(base.values()),
+    state = _tensor_bytes(run.optimizer.state_dict())
+    parts = {
+        "base model": base_bytes(run),
         "what is trained": adapter,
         "its gradients": adapter,
-        "the optimizer's state": _tensor_bytes(run.optimizer.state_dict()),
+        "the optimizer's state": state,
     }
+    return parts | ({"the checkpoint being saved": adapter + state} if run.saves_beside_steps else {})
 
 
 def _tensor_bytes(value: Any) -> int:

@@ -33,8 +33,21 @@ RUNS_JUDGED = 20
 MAX_KEPT_BYTES = 1_000_000
 ALIKE = (
     *("model.base", "model.precision", "dataset.resolution", "dataset.more_resolutions"),
-    *("training.batch_size", "training.gradient_accumulation_steps", "training.gradient_checkpointing"),
-    *("training.device", "lora.adapter", "lora.targets", "lora.train_text_encoder", "optimizer.name"),
+    *(
+        "training.batch_size",
+        "training.gradient_accumulation_steps",
+        "memory.base_format",
+        "memory.checkpointing",
+        "memory.offload",
+    ),
+    *(
+        "training.num_processes",
+        "training.device",
+        "lora.adapter",
+        "lora.targets",
+        "lora.train_text_encoder",
+        "optimizer.name",
+    ),
 )
 """Settings that say how long a step takes and how much memory it needs."""
 

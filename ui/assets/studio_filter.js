@@ -14,6 +14,7 @@
   };
 
   const IS = {
+    __proto__: null, // of these words only: "is:constructor" is none of them
     tagged: (row) => row.caption !== "",
     untagged: (row) => row.caption === "",
     selected: (row) => studio.selection.has(row.name),
@@ -31,6 +32,7 @@
   };
 
   const NUMBERS = {
+    __proto__: null,
     tokens: (row) => row.tokens,
     tags: (row) => tags_of(row.caption).length,
     width: (row) => row.width || 0,
@@ -49,6 +51,7 @@
   const folder_of = (name) => (name.includes("/") ? name.slice(0, name.lastIndexOf("/")) : "");
 
   const TEXTS = {
+    __proto__: null,
     tag: (text) => {
       const wanted = text.toLowerCase();
       return (row) => tags_of(row.caption).includes(wanted);

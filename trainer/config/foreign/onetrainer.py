@@ -35,6 +35,7 @@ from trainer.config.foreign.taking import (
     later,
     number,
     switch,
+    switched,
     unless_off,
     unused,
     whole,
@@ -45,7 +46,6 @@ from trainer.config.foreign.words import (
     ELSEWHERE,
     KEYS_APART,
     NO_EMA,
-    OFFLOADING,
     ONE_GPU,
     OTHER_FAMILY,
     OWN_LOG,
@@ -73,6 +73,9 @@ RENAMED: dict[str, str] = {
     "enable_async_offloading": "async_offloading",
 }
 """Names of older versions -> today's."""
+SMALL = {"FLOAT_8": "fp8", "INT_8": "int8", "INT_W8A8": "int8", "NFLOAT_4": "nf4"}
+"""Its names of formats that take fewer than 16 bits."""
+ENCODERS_AWAY = "text encoders and the VAE leave the GPU by themselves"
 FAMILIES = frozenset({"STABLE_DIFFUSION_15", "STABLE_DIFFUSION_XL_10_BASE"})
 PARTS = ("unet", "text_encoder", "text_encoder_2")
 OTHER_PARTS = (
@@ -171,6 +174,8 @@ def _quantized(taking: Taking, key: str, value: Any) -> None:
     word = as_text(value)
     if word in words:
         taking.take(key, "model.precision", words[word])
+    elif word in SMALL:
+        taking.take(key, "memory.base_format", SMALL[word])
     elif word == "NONE":
         taking.pass_over(key, "leaves the format open")
     else:
@@ -184,7 +189,9 @@ def _fixed_precision(what: str) -> Rule:
 def _part_rules() -> dict[str, Rule]:
     rules: dict[str, Rule] = {
         "unet.weight_dtype": _quantized,
-        "unet.gradient_checkpointing": switch("training.gradient_checkpointing"),
+        "unet.gradient_checkpointing": switched("memory.checkpointing", "blocks", "off"),
+        "unet.offload_fraction": switched("memory.offload", "blocks"),
+        "unet.activation_offloading": switched("memory.offload", "activations"),
         "vae.model_name": unless_off("the base is trained with its own VAE"),
     }
     for part in (*PARTS, "vae"):
@@ -203,8 +210,8 @@ def _part_rules() -> dict[str, Rule]:
             f"{part}.gradient_checkpointing": rules.get(
                 f"{part}.gradient_checkpointing", unused("goes with that of the denoiser")
             ),
-            f"{part}.offload_fraction": unless_off(OFFLOADING),
-            f"{part}.activation_offloading": unless_off(OFFLOADING),
+            f"{part}.offload_fraction": rules.get(f"{part}.offload_fraction", unused(ENCODERS_AWAY)),
+            f"{part}.activation_offloading": rules.get(f"{part}.activation_offloading", unused(ENCODERS_AWAY)),
         }
     return rules
 
@@ -320,7 +327,7 @@ NOTED: dict[str, Rule] = {
         ],
         unused(ONE_GPU),
     ),
-    "async_offloading": unused(OFFLOADING),
+    "async_offloading": unused("what waits outside the GPU always comes while another part computes"),
     "force_circular_padding": unless_off("pictures are not trained as tiles"),
     "compile": unused("compiling changes no result"),
     "clear_cache_before_training": unused("the cache goes by content, so it is never out of date"),
@@ -350,8 +357,8 @@ NOTED: dict[str, Rule] = {
     "secrets": unless_off(KEYS_APART),
     "optimizer_defaults": unused("what the page remembers of other optimizers"),
     **dict.fromkeys(["backup_after", "backup_after_unit", "rolling_backup", "backup_before_save"], unused(WHOLE_STATE)),
-    "enable_activation_offloading": unused(OFFLOADING),
-    "layer_offload_fraction": unless_off(OFFLOADING),
+    "enable_activation_offloading": switched("memory.offload", "activations"),
+    "layer_offload_fraction": switched("memory.offload", "blocks"),
 }
 TABLE: dict[str, Rule] = {**RUN, **_part_rules(), **NOTED}
 FINISHES: tuple[Finish, ...] = (

@@ -17,7 +17,7 @@ from security.redaction import refuse_secrets
 from trainer.config.foreign.report import shown
 from trainer.config.foreign.sd_scripts import import_sd_scripts
 from trainer.config.foreign.taking import Surroundings, flat
-from trainer.config.schema import TrainConfig, weighted_dataset
+from trainer.config.schema import BaseFormat, Checkpointing, TrainConfig, weighted_dataset
 
 OPTIMIZERS = {
     "adamw": "AdamW",
@@ -62,6 +62,9 @@ REASONS: dict[str, str] = {
     "training.device": "accelerate chooses the GPU",
     "training.spike_factor": _OWN,
     "training.skip_spikes": _OWN,
+    "memory.base_format": "sd-scripts keeps the base of these models whole or in fp8",
+    "memory.checkpointing": "sd-scripts computes all blocks twice, or none",
+    "memory.offload": "sd-scripts moves nothing of these models out of the GPU",
     "loss.unmasked_weight": "sd-scripts learns nothing where a mask is black",
     "noise.timestep_law": "sd-scripts draws the timesteps of these models evenly",
     "noise.timestep_mean": "sd-scripts draws the timesteps of these models evenly",
@@ -173,7 +176,6 @@ def _options(config: TrainConfig, where: Mapping[str, str]) -> dict[str, Any]:
         "save_precision": {"fp32": "float"}.get(save.precision.value, save.precision.value),
         "max_train_steps": training.max_train_steps,
         "gradient_accumulation_steps": training.gradient_accumulation_steps,
-        "gradient_checkpointing": training.gradient_checkpointing,
         "max_grad_norm": training.max_grad_norm,
         "seed": training.seed,
         "clip_skip": model.clip_skip,
@@ -192,6 +194,10 @@ def _options(config: TrainConfig, where: Mapping[str, str]) -> dict[str, Any]:
         options["max_token_length"] = config.dataset.max_token_length
     if options["cache_latents"]:
         options["cache_latents_to_disk"] = True
+    if config.memory.checkpointing is not Checkpointing.AUTO:
+        options["gradient_checkpointing"] = config.memory.checkpointing is not Checkpointing.OFF
+    if config.memory.base_format is BaseFormat.FP8:
+        options["fp8_base"] = True
     if not loss.use_masks:
         options["masked_loss"] = False
     if loss.type.value in ("huber", "smooth_l1"):

@@ -21,10 +21,9 @@ from trainer.config.foreign.sd_scripts_rules import (
     seed,
     terminal_snr,
 )
-from trainer.config.foreign.taking import Rule, later, number, switch, text, unless_off, unused, whole
+from trainer.config.foreign.taking import Rule, later, number, switch, switched, text, unless_off, unused, whole
 from trainer.config.foreign.words import (
     ATTENTION,
-    BASE_PRECISION,
     ELSEWHERE,
     KEYS_APART,
     NO_SCHEDULE,
@@ -55,8 +54,8 @@ MODEL: dict[str, Rule] = {
     "mixed_precision": compute_format,
     "full_fp16": unless_off("the LoRA's own weights always stay in fp32; in fp16 small steps are lost"),
     "full_bf16": unless_off("the LoRA's own weights always stay in fp32; in bf16 small steps are lost"),
-    "fp8_base": unless_off(BASE_PRECISION),
-    "fp8_base_unet": unless_off(BASE_PRECISION),
+    "fp8_base": switched("memory.base_format", "fp8"),
+    "fp8_base_unet": switched("memory.base_format", "fp8"),
     "vae": unless_off("the base is trained with its own VAE"),
     "no_half_vae": unused("a VAE that overflows in half precision is run in fp32 by itself"),
     "tokenizer_cache_dir": unused("tokenizers come with the program"),
@@ -154,10 +153,10 @@ TRAINING: dict[str, Rule] = {
     "max_train_epochs": later,
     "train_batch_size": whole("training.batch_size"),
     "gradient_accumulation_steps": whole("training.gradient_accumulation_steps"),
-    "gradient_checkpointing": switch("training.gradient_checkpointing"),
+    "gradient_checkpointing": switched("memory.checkpointing", "blocks", "off"),
     "seed": seed,
-    "cpu_offload_checkpointing": unless_off(OFFLOADING),
-    "blocks_to_swap": unless_off(OFFLOADING),
+    "cpu_offload_checkpointing": switched("memory.offload", "activations"),
+    "blocks_to_swap": switched("memory.offload", "blocks"),
     "lowram": unused("weights are read from disk as they are needed"),
     "highvram": unused("what a step needs stays in the GPU"),
     "mem_eff_attn": unused(ATTENTION),

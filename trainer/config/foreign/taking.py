@@ -223,6 +223,22 @@ def switch(ours: str) -> Rule:
     return lambda taking, key, value: _take(taking, key, ours, as_switch(value))
 
 
+def switched(ours: str, on: str, off: str | None = None) -> Rule:
+    """A switch or a number that is a word here: one when it is on or above zero, another (or the default) when not."""
+
+    def rule(taking: Taking, key: str, value: Any) -> None:
+        try:
+            is_on = as_switch(value)
+        except WrongValueError:
+            is_on = as_number(value) > 0
+        if is_on or off is not None:
+            taking.take(key, ours, on if is_on else off)
+        else:
+            taking.pass_over(key, OFF)
+
+    return rule
+
+
 def text(ours: str) -> Rule:
     """A text, taken as it is."""
     return lambda taking, key, value: _take(taking, key, ours, as_text(value))
