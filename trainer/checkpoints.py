@@ -160,7 +160,14 @@ def prune(folder: Path, step: int, *, keep_last: int, protected: Collection[int]
         kept |= set([path for path in present if is_healthy(path)][-1:])
     for path in paths:
         if path not in kept:
-            Root(folder).remove_tree(path)
+            _delete(folder, path)
+
+
+def _delete(folder: Path, path: Path) -> None:
+    """Deletes a whole checkpoint. Killed on the way, it leaves no half of one that would pass for a whole one."""
+    doomed = path.with_name(f"{path.name}.partial")
+    path.rename(doomed)
+    Root(folder).remove_tree(doomed)
 
 
 def is_healthy(path: Path) -> bool:

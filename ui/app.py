@@ -20,7 +20,7 @@ from ui.tabs.runs import runs_tab
 from ui.tabs.settings import settings_tab
 from ui.tabs.start import start_demo, start_tab
 from ui.tabs.tools import tools_tab
-from ui.tabs.train import TrainTab
+from ui.tabs.train import KEEP_DRAFTS, READ_DRAFT, TrainTab
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def _connect(
     strip.state(train.start_label, None, train.start, **QUIET)
     page.load(opening_tab, None, tabs, **QUIET)
     page.load(train.library_choices, None, train.library_fields, **QUIET).then(
-        train.restore_all, train.draft, [*filled, *train.chooser.fields], **QUIET
-    ).then(train.start_label, None, train.start, **QUIET).then(train.look, looked, told, **QUIET).then(
-        sizes, watched, dataset.view, **QUIET
-    )
+        train.restore_all, train.draft, [*filled, *train.chooser.fields], js=READ_DRAFT, **QUIET
+    ).then(None, js=KEEP_DRAFTS).then(train.start_label, None, train.start, **QUIET).then(
+        train.look, looked, told, **QUIET
+    ).then(sizes, watched, dataset.view, **QUIET)

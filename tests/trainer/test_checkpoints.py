@@ -198,3 +198,21 @@ def test_a_crash_while_saving_leaves_the_older_checkpoint(tmp_path, monkeypatch)
     assert found is not None and found.step == 5 and complaints == []
     save_checkpoint(tmp_path, make_checkpoint(6), keep_last=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000006"]
+
+
+def test_a_crash_while_deleting_leaves_no_half_checkpoint(tmp_path, monkeypatch) -> None:
+    save_checkpoint(tmp_path, make_checkpoint(5), keep_last=1)
+    import security.roots as module
+
+    def crash(name: str, *, dir_fd: int) -> None:
+        (tmp_path / name / "optimizer.safetensors").unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module.shutil, "rmtree", crash)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(tmp_path, make_checkpoint(6), keep_last=1)
+    monkeypatch.undo()
+    assert names(tmp_path) == ["step-00000006"]
+    found, complaints = newest_good_checkpoint(tmp_path)
+    assert found is not None and found.step == 6 and complaints == []
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000006"]

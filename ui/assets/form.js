@@ -27,6 +27,27 @@
     resume: ["continue"],
   };
 
+  /** The form as this browser left it. It is kept again only once it has been read, so that no first drawing overwrites it. */
+  const DRAFT = "safelight-train-form";
+  let is_read = false;
+  window.safelight.draft = () => {
+    try {
+      return JSON.parse(window.localStorage.getItem(DRAFT)) || {};
+    } catch {
+      return {}; // none that can be read, or a browser that stores nothing
+    }
+  };
+  window.safelight.keep_drafts = () => {
+    is_read = true;
+  };
+  function keep(draft) {
+    try {
+      window.localStorage.setItem(DRAFT, JSON.stringify(draft));
+    } catch (error) {
+      console.warn(`The form is not kept for a reload: ${error.message}`);
+    }
+  }
+
   window.safelight.define("form", ({ element, trigger, watch, props }) => {
     const plan = h("p", { class: "sl-message", role: "status" });
     const rates = h("div", { id: "planned-rates" });
@@ -139,6 +160,7 @@
 
     function show() {
       const value = props.value || {};
+      if (value.draft && is_read) keep(value.draft);
       if (value.imported) return show_imported(value.imported);
       if (value.foreign) return window.safelight.show_import_report(value.foreign);
       if (value.files) return window.safelight.show_files(value.files);

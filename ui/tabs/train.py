@@ -44,7 +44,8 @@ from ui.views import rebuild_told
 from ui.widgets import drawn_view
 
 FIRST_BASE = "demo"
-DRAFT_KEY = "safelight-train-form"
+READ_DRAFT, KEEP_DRAFTS = "() => window.safelight.draft()", "() => window.safelight.keep_drafts()"
+"""What the page's script does: read at once, for a component may not be there yet; kept only after it was read."""
 Values = Mapping[Component, Any]
 
 
@@ -57,7 +58,9 @@ class TrainTab:
         self.desk = CheckDesk(services)
         self.chooser = StartChooser(services)
         self.sizes = DatasetSizes(services.workspace)
-        self.draft = gr.BrowserState({}, storage_key=DRAFT_KEY, secret=DRAFT_KEY)  # settings only, nothing secret
+        self.draft = gr.JSON(
+            visible=False
+        )  # the script of `tools` keeps it in the browser: settings only, nothing secret
         self._configs: dict[tuple[str, float], TrainConfig] = {}
         self._lay_out()
         self._connect()
@@ -172,7 +175,8 @@ class TrainTab:
         models = {info.name: info for info in self.services.library.models()}
         told["start"] = self.chooser.reason(start, models.get(typed["model.base"]))
         kept = {"purpose": start.purpose, "memory": start.memory, "own": start.own}
-        return {**told, "rates": self._rates(values)}, {"values": typed, "start": kept}
+        draft = {"values": typed, "start": kept}
+        return {**told, "rates": self._rates(values), "draft": draft}, draft
 
     def _rates(self, values: Values) -> dict[str, Any] | None:
         """The learning rate over the run; None while the form has a mistake."""
